@@ -1,0 +1,14 @@
+"""Tests run stricter than the programs: float32 matrix products in full precision, no silent promotion of ranks."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+# Compiling is nine tenths of the suite's time, and this halves it. `benchmarks/` runs the optimised programs.
+jax.config.update("jax_disable_most_optimizations", True)
