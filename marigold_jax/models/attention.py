@@ -1,0 +1,160 @@
+"""Scaled dot-product attention, computed in whichever way suits the platform and the size of the logits.
+
+| name      | where it is chosen                                   | memory of the logits            |
+|-----------|------------------------------------------------------|---------------------------------|
+| xla       | short sequences, everywhere                          | all of them                     |
+| blockwise | long sequences, and the VAE's single 512-wide head   | one block of queries            |
+| cudnn     | GPU, half precision, heads up to 128 wide            | none                            |
+| flash     | TPU, long sequences, heads up to 128 wide            | none                            |
+
+The choice is automatic and logged once for each kind of call. `MARIGOLD_JAX_ATTENTION=blockwise` (any name above)
+overrides it wherever that implementation can run; where it cannot, the automatic choice stands.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+logger = logging.getLogger(__name__)
+
+# Logits of at most this many query-key pairs a head are materialised at once. Measured on CPU, where blocks win from
+# 1024 x 1024 up, because a block's logits stay in the cache.
+LARGEST_WHOLE = 512 * 1024
+QUERY_BLOCK = 128
+FLASH_BLOCK = 512
+
+Attention = Callable[[Array, Array, Array], Array]
+
+
+def attention(
+    query: Float[Array, "b n heads d"], key: Float[Array, "b m heads d"], value: Float[Array, "b m heads d"]
+) -> Float[Array, "b n heads d"]:
+    """softmax(query · key / √d) · value for each head; logits and softmax in float32, result in the query's dtype."""
+    _, queries, _, width = query.shape
+    name = choose(jax.default_backend(), query.dtype, queries, key.shape[1], width)
+    return IMPLEMENTATIONS[name](query, key, value)
+
+
+def choose(platform: str, dtype: jax.typing.DTypeLike, queries: int, keys: int, width: int) -> str:
+    """The name of the implementation for one call: a pure function of its arguments and of MARIGOLD_JAX_ATTENTION."""
+    return _choose(platform, jnp.dtype(dtype), queries, keys, width, os.environ.get("MARIGOLD_JAX_ATTENTION"))
+
+
+@functools.cache
+def _choose(platform: str, dtype: np.dtype, queries: int, keys: int, width: int, override: str | None) -> str:
+    narrow = width <= 128 and width % 8 == 0
+    able = {
+        "flash": platform == "tpu" and narrow,
+        "cudnn": platform == "gpu" and narrow and dtype.itemsize == 2 and _cudnn_compiles(dtype, width),
+        "blockwise": True,
+        "xla": True,
+    }
+    if override and override not in able:
+        raise ValueError(f"MARIGOLD_JAX_ATTENTION={override!r}: wanted one of {', '.join(able)}")
+    whole = queries * keys <= LARGEST_WHOLE
+    wanted = {"flash": not whole, "cudnn": keys >= 64, "blockwise": not whole, "xla": True}
+    name = override if override and able[override] else next(n for n in able if able[n] and wanted[n])
+    logger.info(
+        "attention: %s for %d queries x %d keys, heads %d wide, %s on %s", name, queries, keys, width, dtype, platform
+    )
+    return name
+
+
+def _xla(query: Array, key: Array, value: Array) -> Array:
+    scale = query.shape[-1] ** -0.5
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query * scale, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
+
+
+def _blockwise(query: Array, key: Array, value: Array) -> Array:
+    """One block of queries at a time, against all keys.
+
+    On CPU heads run one after the other as well, so that a head's keys and values stay in the cache; on an
+    accelerator they run side by side.
+    """
+    b, n, heads, width = query.shape
+    block = min(QUERY_BLOCK, n)
+    blocks = -(-n // block)
+    scale = jnp.asarray(width**-0.5, query.dtype)
+
+    # Rematerialised, so that the gradient keeps no block's logits either.
+    @jax.checkpoint
+    def one_block(query: Array, key: Array, value: Array) -> Array:
+        logits = jnp.einsum("nd,md->nm", query, key, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        # Dividing after the product touches width numbers a query instead of one for each key.
+        out = jnp.einsum("nm,md->nd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+    def one_head(head: tuple[Array, Array, Array]) -> Array:
+        query, key, value = head
+        return jax.lax.map(lambda block: one_block(block, key, value), query)
+
+    def by_head(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(b * heads, -1, width)
+
+    query = jnp.pad(query * scale, ((0, 0), (0, blocks * block - n), (0, 0), (0, 0)))
+    query = by_head(query).reshape(b * heads, blocks, block, width)
+    each_head = functools.partial(jax.lax.map, one_head) if jax.default_backend() == "cpu" else jax.vmap(one_head)
+    out = each_head((query, by_head(key), by_head(value)))
+    return out.reshape(b, heads, blocks * block, width)[:, :, :n].transpose(0, 2, 1, 3)
+
+
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+@functools.cache
+def _cudnn_compiles(dtype: np.dtype, width: int) -> bool:
+    """Whether cuDNN's attention can be compiled here. A driver or library that does not fit must not stop anybody."""
+    shape = jax.ShapeDtypeStruct((1, 128, 1, width), dtype)
+    try:
+        jax.jit(_cudnn).lower(shape, shape, shape).compile()
+    except Exception as error:  # jax raises many types here: RuntimeError, ValueError, NotImplementedError, XLA's own
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        logger.warning("attention: cuDNN is not usable here, blockwise is used instead (%s)", reason)
+        return False
+    return True
+
+
+def _flash(query: Array, key: Array, value: Array) -> Array:
+    """Pallas' TPU kernel. Lengths are padded to its blocks; padding is a segment of its own that nobody attends to."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+    n, m = query.shape[1], key.shape[1]
+
+    def pad(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % FLASH_BLOCK), (0, 0), (0, 0)))
+        return x.transpose(0, 2, 1, 3)
+
+    def segments(length: int) -> Array:
+        padded = length + -length % FLASH_BLOCK
+        return jnp.broadcast_to((jnp.arange(padded) >= length).astype(jnp.int32), (query.shape[0], padded))
+
+    sizes = {name: FLASH_BLOCK for name in ("block_q", "block_k_major", "block_k")}
+    backward = {
+        name: FLASH_BLOCK
+        for name in (
+            *("block_q_major_dkv", "block_k_major_dkv", "block_k_dkv", "block_q_dkv"),
+            *("block_k_major_dq", "block_k_dq", "block_q_dq"),
+        )
+    }
+    out = tpu.flash_attention(
+        pad(query),
+        pad(key),
+        pad(value),
+        segment_ids=tpu.SegmentIds(q=segments(n), kv=segments(m)),
+        sm_scale=query.shape[-1] ** -0.5,
+        block_sizes=tpu.BlockSizes(block_b=1, **sizes, **backward),
+    )
+    return out[:, :, :n].transpose(0, 2, 1, 3)
+
+
+IMPLEMENTATIONS: dict[str, Attention] = {"xla": _xla, "blockwise": _blockwise, "cudnn": _cudnn, "flash": _flash}

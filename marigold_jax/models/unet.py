@@ -1,0 +1,296 @@
+"""UNet2DConditionModel of the Stable Diffusion 2 family, in NHWC (reference: SD2's `unet/config.json`, diffusers).
+
+Marigold widens `conv_in` to 8 channels: the RGB latent first, then the noisy latent of the target. Nothing else moves.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from marigold_jax.models.attention import attention
+from marigold_jax.models.config import ANY
+from marigold_jax.models.layers import (
+    Downsample,
+    Keys,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    conv3x3,
+    gelu,
+    group_norm,
+    sinusoidal_embedding,
+)
+
+# Keys of diffusers' config that have one supported value, or none that matters (`upcast_attention`: softmax and
+# logits are float32 here in any case).
+FIXED = {
+    "sample_size": ANY,
+    "upcast_attention": ANY,
+    "dropout": ANY,
+    "center_input_sample": False,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "mid_block_only_cross_attention": None,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "addition_embed_type_num_heads": ANY,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "projection_class_embeddings_input_dim": None,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "cross_attention_norm": None,
+}
+
+DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # block type -> has attention
+UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differs from the resnets' (1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The keys of `unet/config.json` that shape the network; defaults are diffusers' for absent keys.
+
+    `attention_head_dim` is historically misnamed: it counts heads, one number or one for each block.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    layers_per_block: int = 2
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    cross_attention_dim: int = 1280
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    use_linear_projection: bool = False
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            types = getattr(self, key)
+            if len(types) != levels or not set(types) <= set(known):
+                raise ValueError(f"UNetConfig: {key} = {types}: wanted {levels} of {', '.join(known)}")
+        if not self.use_linear_projection:
+            raise ValueError("UNetConfig: use_linear_projection = False: only True (Stable Diffusion 2) is implemented")
+        if len(self.heads) != levels:
+            raise ValueError(f"UNetConfig: attention_head_dim = {self.heads}: wanted one number or {levels}")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        heads = self.num_attention_heads or self.attention_head_dim
+        return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+
+SD2 = UNetConfig(
+    in_channels=8, attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
+)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x to itself, or to `context`."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, rngs: Keys):
+        self.heads = heads
+        self.to_q = nnx.Linear(dim, dim, use_bias=False, rngs=rngs)
+        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs)
+        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs)
+        self.to_out = nnx.Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
+        context = x if context is None else context
+
+        def by_head(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        out = attention(by_head(self.to_q(x)), by_head(self.to_k(context)), by_head(self.to_v(context)))
+        return self.to_out(out.reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """GEGLU: the first half of the projection is the value, the second half its gate."""
+
+    def __init__(self, dim: int, rngs: Keys):
+        self.proj = nnx.Linear(dim, 8 * dim, rngs=rngs)
+        self.out = nnx.Linear(4 * dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return self.out(value * gelu(gate))
+
+
+class TransformerBlock(nnx.Module):
+    def __init__(self, dim: int, context_dim: int, heads: int, rngs: Keys):
+        def norm() -> nnx.LayerNorm:
+            return nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+        self.norm1, self.attn1 = norm(), Attention(dim, dim, heads, rngs)
+        self.norm2, self.attn2 = norm(), Attention(dim, context_dim, heads, rngs)
+        self.norm3, self.ff = norm(), FeedForward(dim, rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nnx.Module):
+    """Transformer2DModel of depth 1 with linear projections: pixels become tokens and come back."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, groups: int, rngs: Keys):
+        self.norm = group_norm(dim, groups, TRANSFORMER_NORM_EPSILON, rngs)
+        self.proj_in = nnx.Linear(dim, dim, rngs=rngs)
+        self.transformer_blocks = nnx.List([TransformerBlock(dim, context_dim, heads, rngs)])
+        self.proj_out = nnx.Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        tokens = self.proj_in(self.norm(x).reshape(b, h * w, c))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens).reshape(b, h, w, c)
+
+
+class DownBlock(nnx.Module):
+    def __init__(self, config: UNetConfig, level: int, rngs: Keys):
+        width = config.block_out_channels[level]
+        before = config.block_out_channels[max(level - 1, 0)]
+        last = level == len(config.block_out_channels) - 1
+        self.resnets = nnx.List(
+            resnet(config, before if i == 0 else width, width, rngs) for i in range(config.layers_per_block)
+        )
+        attends = DOWN_BLOCKS[config.down_block_types[level]]
+        self.attentions = nnx.List(
+            transformer(config, level, rngs) for _ in range(config.layers_per_block if attends else 0)
+        )
+        self.downsamplers = nnx.List([] if last else [Downsample(width, (1, 1), rngs)])
+
+    def __call__(self, x: Array, time: Array, context: Array) -> tuple[Array, list[Array]]:
+        """The block's output, and everything that the decoder will want again."""
+        skips = []
+        for i, block in enumerate(self.resnets):
+            x = block(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nnx.Module):
+    def __init__(self, config: UNetConfig, rngs: Keys):
+        width = config.block_out_channels[-1]
+        self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
+        self.attentions = nnx.List([transformer(config, -1, rngs)])
+
+    def __call__(self, x: Array, time: Array, context: Array) -> Array:
+        x = self.attentions[0](self.resnets[0](x, time), context)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nnx.Module):
+    def __init__(self, config: UNetConfig, index: int, rngs: Keys):
+        widths = config.block_out_channels
+        level = len(widths) - 1 - index
+        width, above, below = widths[level], widths[max(level - 1, 0)], widths[min(level + 1, len(widths) - 1)]
+        count = config.layers_per_block + 1
+        # Each resnet sees what came so far beside one skip; the last skip comes from the narrower level above.
+        inputs = [below if i == 0 else width for i in range(count)]
+        skips = [above if i == count - 1 else width for i in range(count)]
+        self.resnets = nnx.List(resnet(config, i + s, width, rngs) for i, s in zip(inputs, skips, strict=True))
+        attends = UP_BLOCKS[config.up_block_types[index]]
+        self.attentions = nnx.List(transformer(config, level, rngs) for _ in range(count if attends else 0))
+        self.upsamplers = nnx.List([Upsample(width, rngs)] if level > 0 else [])
+
+    def __call__(self, x: Array, skips: list[Array], time: Array, context: Array, size: tuple[int, int]) -> Array:
+        """`skips` are in the order of use; `size` is that of the next level, odd or even."""
+        for i, (block, skip) in enumerate(zip(self.resnets, skips, strict=True)):
+            x = block(jnp.concatenate([x, skip], axis=-1), time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, size)
+        return x
+
+
+def resnet(config: UNetConfig, in_channels: int, out_channels: int, rngs: Keys) -> ResnetBlock:
+    time_dim = 4 * config.block_out_channels[0]
+    groups, epsilon = config.norm_num_groups, config.norm_eps
+    return ResnetBlock(in_channels, out_channels, groups=groups, epsilon=epsilon, time_dim=time_dim, rngs=rngs)
+
+
+def transformer(config: UNetConfig, level: int, rngs: Keys) -> Transformer:
+    width, heads = config.block_out_channels[level], config.heads[level]
+    return Transformer(width, config.cross_attention_dim, heads, config.norm_num_groups, rngs)
+
+
+class UNet(nnx.Module):
+    """Predicts noise, velocity or sample from the RGB latent beside a noisy latent.
+
+    Latents of any size work: where a side is odd, the decoder resizes to the skip instead of doubling.
+    """
+
+    def __init__(self, config: UNetConfig, rngs: Keys):
+        widths, levels = config.block_out_channels, range(len(config.block_out_channels))
+        self.config = config
+        self.conv_in = conv3x3(config.in_channels, widths[0], rngs)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], rngs)
+        self.down_blocks = nnx.List(DownBlock(config, level, rngs) for level in levels)
+        self.mid_block = MidBlock(config, rngs)
+        self.up_blocks = nnx.List(UpBlock(config, index, rngs) for index in levels)
+        self.conv_norm_out = group_norm(widths[0], config.norm_num_groups, config.norm_eps, rngs)
+        self.conv_out = conv3x3(widths[0], config.out_channels, rngs)
+
+    def __call__(
+        self,
+        sample: Float[Array, "b h w c"],
+        timesteps: Num[Array, " b"],
+        encoder_hidden_states: Float[Array, "b m d"],
+    ) -> Float[Array, "b h w k"]:
+        """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows."""
+        config, context = self.config, encoder_hidden_states
+        waves = sinusoidal_embedding(
+            timesteps,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        time = self.time_embedding(waves.astype(sample.dtype))
+
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            x, more = block(x, time, context)
+            skips += more
+        x = self.mid_block(x, time, context)
+        for block in self.up_blocks:
+            mine = [skips.pop() for _ in block.resnets]
+            x = block(x, mine, time, context, skips[-1].shape[1:3] if skips else x.shape[1:3])
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))

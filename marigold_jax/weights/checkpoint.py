@@ -1,0 +1,217 @@
+"""A whole checkpoint in memory, and the two ways it lies on disk.
+
+| layout    | what it is for                                | marked by          |
+|-----------|-----------------------------------------------|--------------------|
+| diffusers | exchange: what the authors publish            | `model_index.json` |
+| native    | Orbax: loads fast, and onto any sharding      | `marigold.json`    |
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from marigold_jax.cache import user_cache
+from marigold_jax.models import unet, vae
+from marigold_jax.models.config import config_from_dict, config_to_dict
+from marigold_jax.models.functional import Params, Structure, abstract
+from marigold_jax.weights import empty_prompt
+from marigold_jax.weights.component import load_component, read_json, save_component
+from marigold_jax.weights.empty_prompt import EmptyPrompt
+
+INDEX = "model_index.json"
+NATIVE = "marigold.json"
+NATIVE_PARAMS = "params"
+
+# Component -> (class that diffusers calls it, its configuration, its module, the fixed part of its configuration).
+COMPONENTS = {
+    "unet": ("UNet2DConditionModel", unet.UNetConfig, unet.UNet, unet.FIXED),
+    "vae": ("AutoencoderKL", vae.VAEConfig, vae.VAE, vae.FIXED),
+}
+TEXT_COMPONENTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+
+# What the bias of a widened conv_in is multiplied by. The kernel is halved by both.
+INFLATION_BIAS = {"marigold": 1.0, "e2e_ft": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    config: Any
+    structure: Structure
+    params: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that prediction and training start from.
+
+    `description`: the scalars of `model_index.json` (`_class_name`, `scale_invariant`, `default_denoising_steps`, ...);
+    `scheduler`: the contents of `scheduler_config.json`; `folder`: where it was read from.
+    """
+
+    unet: Component
+    vae: Component
+    empty_prompt: EmptyPrompt
+    scheduler: Mapping[str, Any]
+    description: Mapping[str, Any]
+    folder: Path
+
+
+def load(folder: Path, dtype: Any = jnp.float32, sharding: Callable[[str], Any] = lambda name: None) -> Checkpoint:
+    """Read a checkpoint folder of either layout.
+
+    `dtype`: of the parameters in memory. `sharding`: for a native checkpoint, from "unet.<path>" or "vae.<path>" to the
+    sharding each array is born with. Raises FileNotFoundError or ValueError with one line that names the file.
+    """
+    if (folder / NATIVE).is_file():
+        return _load_native(folder, dtype, sharding)
+    if (folder / INDEX).is_file():
+        return _load_diffusers(folder, dtype)
+    raise FileNotFoundError(f"{folder}: neither {INDEX} (diffusers' layout) nor {NATIVE} (native) is here")
+
+
+def _load_diffusers(folder: Path, dtype: Any) -> Checkpoint:
+    index = read_json(folder / INDEX)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    parts = {
+        name: Component(*load_component(folder / name, config_class, module, fixed, dtype))
+        for name, (_, config_class, module, fixed) in COMPONENTS.items()
+    }
+    description = {key: value for key, value in index.items() if not isinstance(value, list)}
+    return Checkpoint(
+        **parts, empty_prompt=_prompt(folder), scheduler=scheduler, description=description, folder=folder
+    )
+
+
+def _prompt(folder: Path) -> EmptyPrompt:
+    """The stored answer to the empty prompt: beside the weights, else in the user's cache, else computed and kept."""
+    stored = folder / empty_prompt.FILE
+    if stored.is_file():
+        return empty_prompt.load(stored)
+    encoder = folder / "text_encoder"
+    if not encoder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: needs {empty_prompt.FILE} or text_encoder/, to know what the empty prompt means; copy "
+            "text_encoder/ and tokenizer/ from Stable Diffusion 2 or from any Marigold checkpoint into it"
+        )
+    files = [file.resolve() for file in sorted(encoder.iterdir())]
+    identity = "|".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+    cached = user_cache("empty_prompt") / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    if cached.is_file():
+        return empty_prompt.load(cached)
+    prompt = empty_prompt.compute(encoder, folder / "tokenizer")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}")
+        empty_prompt.save(prompt, partial)
+        partial.replace(cached)
+    except OSError:
+        pass  # a read-only home: computed again next time
+    return prompt
+
+
+def _load_native(folder: Path, dtype: Any, sharding: Callable[[str], Any]) -> Checkpoint:
+    from orbax.checkpoint import v1 as ocp
+
+    stored = read_json(folder / NATIVE)
+    configs, structures, shapes = {}, {}, {}
+    for name, (_, config_class, module, fixed) in COMPONENTS.items():
+        config = configs[name] = config_from_dict(config_class, stored[name], fixed)
+        structures[name], plain = abstract(lambda rngs, module=module, config=config: module(config, rngs))
+        shapes[name] = {
+            path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(f"{name}.{path}") or _one_device())
+            for path, x in plain.items()
+        }
+    try:
+        params = ocp.load(folder / NATIVE_PARAMS, shapes)
+    except Exception as error:  # Orbax lets many types through: KeyError, ValueError, OSError, tensorstore's own
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(f"{folder / NATIVE_PARAMS}: not readable ({reason}); convert the checkpoint again") from error
+    return Checkpoint(
+        **{name: Component(configs[name], structures[name], params[name]) for name in COMPONENTS},
+        empty_prompt=empty_prompt.load(folder / empty_prompt.FILE),
+        scheduler=stored["scheduler"],
+        description=stored["description"],
+        folder=folder,
+    )
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers") -> None:
+    """Write a new folder in the layout "diffusers" or "native"; it appears whole, by rename, or not at all."""
+    if folder.exists():
+        raise FileExistsError(f"{folder}: exists already; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        {"diffusers": _save_diffusers, "native": _save_native}[layout](checkpoint, partial)
+        empty_prompt.save(checkpoint.empty_prompt, partial / empty_prompt.FILE)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
+    index = dict(checkpoint.description)
+    for name, (class_name, _, _, fixed) in COMPONENTS.items():
+        part = getattr(checkpoint, name)
+        save_component(folder / name, class_name, part.config, fixed, part.params)
+        index[name] = ["diffusers", class_name]
+    index["scheduler"] = ["diffusers", checkpoint.scheduler.get("_class_name", "DDIMScheduler")]
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    # The text encoder goes along for diffusers' sake, byte for byte, where there is one.
+    for name, class_name in TEXT_COMPONENTS.items():
+        source = checkpoint.folder / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        index[name] = ["transformers", class_name] if source.is_dir() else [None, None]
+    _write_json(folder / INDEX, index)
+
+
+def _save_native(checkpoint: Checkpoint, folder: Path) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    parts = {name: getattr(checkpoint, name) for name in COMPONENTS}
+    ocp.save(folder / NATIVE_PARAMS, {name: part.params for name, part in parts.items()})
+    stored = {name: config_to_dict(part.config, {}) for name, part in parts.items()}
+    stored |= {"scheduler": dict(checkpoint.scheduler), "description": dict(checkpoint.description)}
+    _write_json(folder / NATIVE, stored)
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(dict(values), indent=2) + "\n")
+
+
+def inflate(checkpoint: Checkpoint, bias: str = "marigold", copies: int = 2) -> Checkpoint:
+    """Widen `conv_in` from 4 to 4 · `copies` input channels: the kernel repeated and divided, so that the sum stays.
+
+    `bias`: "marigold" keeps it, "e2e_ft" halves it, as the two papers' code do. A checkpoint that is already wide comes
+    back unchanged.
+    """
+    part, latent = checkpoint.unet, checkpoint.vae.config.latent_channels
+    if part.config.in_channels == copies * latent:
+        return checkpoint
+    if part.config.in_channels != latent:
+        raise ValueError(f"conv_in has {part.config.in_channels} input channels: only {latent} can be widened")
+    config = dataclasses.replace(part.config, in_channels=copies * latent)
+    structure, _ = abstract(lambda rngs: unet.UNet(config, rngs))
+    kernel, old_bias = part.params["conv_in.kernel"], part.params["conv_in.bias"]
+    wide = {
+        "conv_in.kernel": jnp.concatenate([kernel] * copies, axis=2) / np.asarray(copies, kernel.dtype),
+        "conv_in.bias": old_bias * np.asarray(INFLATION_BIAS[bias], old_bias.dtype),
+    }
+    return dataclasses.replace(checkpoint, unet=Component(config, structure, part.params | wide))

@@ -1,0 +1,73 @@
+"""One component of a checkpoint folder (`unet/`, `vae/`, `text_encoder/`): its configuration and its parameters."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from marigold_jax.models.config import config_from_dict, config_to_dict
+from marigold_jax.models.functional import Params, Structure, abstract
+from marigold_jax.weights import names
+from marigold_jax.weights.tensors import Tensors
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def load_component(
+    folder: Path, config_class: type, module: Callable, fixed: Mapping[str, Any], dtype: Any = jnp.float32
+) -> tuple[Any, Structure, Params]:
+    """Configuration, structure and parameters, one tensor at a time, each cast to `dtype`.
+
+    Raises FileNotFoundError, or ValueError that names the folder and everything in it that does not fit.
+    """
+    config = config_from_file(folder / CONFIG, config_class, fixed)
+    structure, shapes = abstract(lambda rngs: module(config, rngs))
+    tensors = Tensors(folder)
+    try:
+        matches = names.match({path: array.shape for path, array in shapes.items()}, tensors.shapes)
+    except ValueError as error:
+        raise ValueError(f"{tensors}: {error}") from error
+    params = {}
+    for path, name in matches.items():
+        array = names.from_checkpoint(path, shapes[path].ndim, tensors.read(name))
+        params[path] = jax.device_put(np.ascontiguousarray(array, dtype=dtype))
+    return config, structure, params
+
+
+def save_component(folder: Path, class_name: str, config: Any, fixed: Mapping[str, Any], params: Params) -> None:
+    """The inverse: a folder that diffusers loads. Float32, names and layout of today's diffusers."""
+    folder.mkdir(parents=True)
+    description = {"_class_name": class_name} | config_to_dict(config, fixed)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    tensors = {
+        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, np.float32))
+        for path, array in params.items()
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def config_from_file(file: Path, config_class: type, fixed: Mapping[str, Any]) -> Any:
+    values = read_json(file)
+    try:
+        return config_from_dict(config_class, values, fixed)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, or an error that names the file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file}: missing; a checkpoint folder in diffusers' layout has it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: wanted a JSON object, found {type(values).__name__}")
+    return values

