@@ -1,0 +1,117 @@
+"""From an image's size to the size that the network sees, and back.
+
+The network wants sides that are multiples of 8, and every canvas size is one more program to compile. Two answers:
+
+- bucket 8, which is diffusers': shrink or grow to the processing resolution, then repeat the last row and column
+  until both sides are multiples of 8; the padding is cropped from the prediction. Nearly every size is another
+  canvas.
+- a larger bucket, such as 64: resize straight to multiples of the bucket. That changes the aspect ratio a little and
+  pads nothing, so a folder of mixed sizes needs few canvases.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from marigold_jax.data.resample import resize
+
+PATCH = 8  # the VAE halves the image three times
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Three (height, width) pairs: the image as it came, as resized, and as padded to what the network sees."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+def fit(original: tuple[int, int], processing_resolution: int, bucket: int) -> Geometry:
+    """The geometry of an image of `original` = (height, width) whose longer side becomes `processing_resolution`.
+
+    Resolution 0 keeps the image's own size. `bucket` 8 pads to multiples of 8; a larger multiple of 8 rounds each
+    side to the nearest multiple of it (at least one) and pads nothing. The shorter side is floored, as in diffusers.
+    Raises ValueError for a resolution or bucket that is not a multiple of 8, or an image so thin that its shorter
+    side would vanish.
+    """
+    if processing_resolution < 0 or processing_resolution % PATCH:
+        raise ValueError(
+            f"the processing resolution must be a multiple of {PATCH}, or 0 for the image's own size; "
+            f"got {processing_resolution}"
+        )
+    if bucket < PATCH or bucket % PATCH:
+        raise ValueError(f"the bucket must be a multiple of {PATCH}; got {bucket}")
+    longest = max(original)
+    if min(original) * (processing_resolution or longest) < longest:
+        raise ValueError(
+            f"an image of {original[1]} x {original[0]} pixels is too thin: at processing resolution "
+            f"{processing_resolution} its shorter side would vanish; raise the resolution or crop the image"
+        )
+    resized = _each(lambda side: side * (processing_resolution or longest) // longest, original)
+    if bucket == PATCH:
+        return Geometry(original, resized, canvas=_each(lambda side: side + -side % PATCH, resized))
+    rounded = _each(lambda side: max(1, (side + bucket // 2) // bucket) * bucket, resized)
+    return Geometry(original, resized=rounded, canvas=rounded)
+
+
+def to_canvas(
+    image: Float32[np.ndarray, "h w c"], geometry: Geometry, method: str
+) -> Float32[np.ndarray, "height width c"]:
+    """Resizes (antialiased) an image of size `geometry.original` in any value range; pads by repeating its edge."""
+    image = resize(image, geometry.resized, method, antialias=True)
+    (height, width), (canvas_height, canvas_width) = geometry.resized, geometry.canvas
+    return np.pad(image, ((0, canvas_height - height), (0, canvas_width - width), (0, 0)), mode="edge")
+
+
+def from_canvas(
+    prediction: Float32[np.ndarray, "height width c"], geometry: Geometry, match_input: bool, method: str
+) -> Float32[np.ndarray, "h w c"]:
+    """Crops the padding from a prediction of size `geometry.canvas`, then resizes it to `geometry.original`.
+
+    Not antialiased, as in diffusers. With `match_input` False the prediction keeps the size `geometry.resized`. Resized
+    normals are no longer of unit length: the caller restores that.
+    """
+    height, width = geometry.resized
+    prediction = prediction[:height, :width]
+    return resize(prediction, geometry.original, method, antialias=False) if match_input else prediction
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture that is ready for the network: values in [-1, 1]; `started` is when reading it began."""
+
+    path: Path
+    geometry: Geometry
+    canvas: np.ndarray
+    started: float = 0.0
+
+
+def batches_by_canvas(
+    photographs: Iterable[Photograph], size: int, waiting_bytes: int
+) -> Iterator[tuple[list[Photograph], int]]:
+    """Groups photographs of equal canvas size, and yields (batch, places) as soon as `size` of them are together.
+
+    `places` >= len(batch) is how many pictures the program should be compiled for: `size` wherever that may be filled
+    later, so that there is one program for each canvas. When the photographs that wait for company exceed
+    `waiting_bytes`, the batch that began first goes incomplete: memory is bounded however the sizes are mixed.
+    """
+    waiting, compiled = {}, set()
+    for photograph in photographs:
+        batch = waiting.setdefault(photograph.geometry.canvas, [])
+        batch.append(photograph)
+        ripe = [photograph.geometry.canvas] if len(batch) == size else []
+        if sum(each.canvas.nbytes for batch in waiting.values() for each in batch) > waiting_bytes:
+            ripe = ripe or [next(iter(waiting))]
+        for canvas in ripe:
+            compiled.add(canvas)
+            yield waiting.pop(canvas), size
+    for canvas, batch in waiting.items():
+        yield batch, size if canvas in compiled else len(batch)
+
+
+def _each(rule, size: tuple[int, int]) -> tuple[int, int]:
+    return rule(size[0]), rule(size[1])

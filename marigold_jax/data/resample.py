@@ -1,0 +1,135 @@
+"""Resizing on the host, equal to `torch.nn.functional.interpolate(..., align_corners=False)` for every method.
+
+A separable resize is two banded matrices, one for the rows and one for the columns. A method is therefore only a rule
+for the bands: which input pixels an output pixel reads, and with what weights. Positions are computed in float32 on
+purpose: torch does so, and on a photograph 4000 pixels wide the rounding decides which pixel `nearest` picks.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+from jaxtyping import Float32
+from scipy.sparse import csr_array
+
+# The column pass works on slabs of rows: the transposed copy stays in the processor's cache.
+ROWS_AT_ONCE = 64
+
+
+def resize(
+    image: Float32[np.ndarray, "h w c"], size: tuple[int, int], method: str, antialias: bool
+) -> Float32[np.ndarray, "height width c"]:
+    """Resizes `image` (h, w, c), any value range, to `size` = (height, width), as torch does to 1e-5.
+
+    `method` is "nearest" (the left pixel), "nearest-exact" (the closest pixel), "bilinear", "bicubic" or "area".
+    `antialias` widens the bilinear and bicubic kernels when shrinking, and does nothing to the others. As in torch,
+    bicubic is Keys' kernel with a = -0.75, but a = -0.5 when antialiased. An axis that keeps its length is not
+    touched, and an image that keeps both is returned as it is, without a copy. Raises ValueError for an unknown
+    method or an empty size.
+    """
+    if method not in METHODS:
+        raise ValueError(f"resample method must be one of {', '.join(METHODS)}; got {method!r}")
+    if min(size) < 1 or min(image.shape[:2]) < 1:
+        raise ValueError(f"cannot resize {image.shape[0]} x {image.shape[1]} pixels to {size[0]} x {size[1]}")
+    antialias = antialias and method in ANTIALIASED
+    if size[0] != image.shape[0]:
+        image = _apply_to_rows(_bands(image.shape[0], size[0], method, antialias), image)
+    if size[1] != image.shape[1]:
+        image = _apply_to_columns(_bands(image.shape[1], size[1], method, antialias), image)
+    return image
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+
+
+def _triangle(x: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, "n k"]:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: Float32[np.ndarray, "n k"], a: float) -> Float32[np.ndarray, "n k"]:
+    """Keys' cubic convolution kernel: R. Keys, IEEE TASSP 29(6), 1981, equation 4 with free `a`."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, np.float32(0)))
+
+
+def _nearest(old: int, new: int, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    index = np.floor((np.arange(new, dtype=np.float32) + np.float32(offset)) * _scale(old, new)).astype(np.int64)
+    return np.minimum(index, old - 1)[:, None], np.ones((new, 1), np.float32)
+
+
+def _kernel(old: int, new: int, kernel: Callable, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples `kernel` around each output pixel's centre; a tap beyond the border reads the border pixel."""
+    # Rounded once, after the subtraction, as torch's fused multiply-add does.
+    source = (_scale(old, new).astype(np.float64) * (np.arange(new) + 0.5) - 0.5).astype(np.float32)
+    taps = _taps(source, np.float32(radius))
+    return np.clip(taps, 0, old - 1), kernel(taps - source[:, None])
+
+
+def _antialiased(old: int, new: int, kernel: Callable, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel grows with the shrinking factor; taps beyond the border are dropped and the rest reweighted."""
+    stretch = max(_scale(old, new), np.float32(1))
+    source = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * _scale(old, new) - np.float32(0.5)
+    taps = _taps(source, radius * stretch)
+    weights = np.where((taps >= 0) & (taps < old), kernel((taps - source[:, None]) / stretch), np.float32(0))
+    return np.clip(taps, 0, old - 1), weights / weights.sum(axis=1, keepdims=True)
+
+
+def _area(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Adaptive average pooling: the mean over every input pixel that the output pixel touches, however little of it."""
+    first = np.arange(new) * old // new
+    last = -(-(np.arange(1, new + 1) * old) // new)  # exclusive, rounded up
+    taps = first[:, None] + np.arange((last - first).max())
+    weights = np.where(taps < last[:, None], 1 / (last - first)[:, None], 0).astype(np.float32)
+    return np.minimum(taps, old - 1), weights
+
+
+METHODS = {
+    "nearest": partial(_nearest, offset=0.0),
+    "nearest-exact": partial(_nearest, offset=0.5),
+    "bilinear": partial(_kernel, kernel=_triangle, radius=1),
+    "bicubic": partial(_kernel, kernel=partial(_cubic, a=-0.75), radius=2),
+    "area": _area,
+}
+ANTIALIASED = {
+    "bilinear": partial(_antialiased, kernel=_triangle, radius=1),
+    "bicubic": partial(_antialiased, kernel=partial(_cubic, a=-0.5), radius=2),
+}
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def _scale(old: int, new: int) -> np.float32:
+    return np.float32(old) / np.float32(new)
+
+
+def _taps(source: Float32[np.ndarray, " new"], reach: np.float32) -> Float32[np.ndarray, "new k"]:
+    """The (whole) input pixels less than `reach` away from each source position, and perhaps one more."""
+    return np.floor(source - reach + np.float32(1))[:, None] + np.arange(int(np.ceil(2 * reach)) + 1, dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _bands(old: int, new: int, method: str, antialias: bool) -> csr_array:
+    """The (new, old) float32 matrix that resizes one axis; a folder of photographs asks for the same few all along."""
+    taps, weights = (ANTIALIASED if antialias else METHODS)[method](old, new)
+    row_starts = np.arange(0, taps.size + 1, taps.shape[1])
+    bands = csr_array((weights.ravel(), taps.ravel().astype(np.int32), row_starts), shape=(new, old), dtype=np.float32)
+    bands.sum_duplicates()  # border pixels that were read several times
+    bands.eliminate_zeros()
+    return bands
+
+
+def _apply_to_rows(bands: csr_array, image: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "height w c"]:
+    _, width, channels = image.shape
+    return (bands @ image.reshape(len(image), -1)).reshape(-1, width, channels)
+
+
+def _apply_to_columns(bands: csr_array, image: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h width c"]:
+    height, width, channels = image.shape
+    resized = np.empty((height, bands.shape[0], channels), np.float32)
+    for start in range(0, height, ROWS_AT_ONCE):
+        slab = image[start : start + ROWS_AT_ONCE]
+        columns = slab.transpose(1, 0, 2).reshape(width, -1)
+        resized[start : start + len(slab)] = (bands @ columns).reshape(-1, len(slab), channels).transpose(1, 0, 2)
+    return resized

@@ -1,0 +1,122 @@
+"""Both geometries; the diffusers one is run beside diffusers' own image processor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
+
+from marigold_jax.data.geometry import Geometry, Photograph, batches_by_canvas, fit, from_canvas, to_canvas
+
+SIZES = [(64, 48), (50, 75), (300, 9), (9, 300), (1, 1), (37, 64), (7, 8)]
+
+
+@pytest.mark.parametrize("method", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
+@pytest.mark.parametrize("resolution", [0, 64])
+@pytest.mark.parametrize("size", SIZES)
+def test_bucket_8_is_diffusers(size, resolution, method):
+    random = np.random.default_rng(0)
+    image = random.uniform(0, 1, (*size, 3)).astype(np.float32)
+    processor = MarigoldImageProcessor()
+    expected, padding, original = processor.preprocess(image, resolution, method)
+    geometry = fit(size, resolution, bucket=8)
+    canvas = to_canvas(image * 2 - 1, geometry, method)
+    assert geometry.canvas == canvas.shape[:2]
+    np.testing.assert_allclose(canvas, expected[0].permute(1, 2, 0).numpy(), atol=1e-5, rtol=0)
+
+    prediction = random.uniform(0, 1, (*geometry.canvas, 1)).astype(np.float32)
+    tensor = processor.unpad_image(torch.from_numpy(prediction).permute(2, 0, 1)[None], padding)
+    assert geometry.resized == tensor.shape[2:]
+    for match_input in (True, False):
+        if match_input:
+            tensor = processor.resize_antialias(tensor, original, method, is_aa=False)
+        got = from_canvas(prediction, geometry, match_input, method)
+        if match_input:
+            np.testing.assert_allclose(got, tensor[0].permute(1, 2, 0).numpy(), atol=1e-5, rtol=0)
+        else:
+            np.testing.assert_array_equal(got, prediction[: geometry.resized[0], : geometry.resized[1]])
+
+
+@pytest.mark.parametrize(
+    "original, resolution, bucket, expected",
+    [
+        ((3000, 4000), 768, 64, (576, 768)),
+        ((2268, 4032), 768, 64, (448, 768)),  # 432 lies between 384 and 448
+        ((480, 640), 0, 64, (512, 640)),  # 7.5 buckets round up
+        ((479, 640), 0, 64, (448, 640)),
+        ((9, 300), 768, 64, (64, 768)),  # never less than one bucket
+        ((1, 1), 768, 64, (768, 768)),
+        ((30, 40), 40, 16, (32, 48)),
+    ],
+)
+def test_larger_bucket_rounds_and_never_pads(original, resolution, bucket, expected):
+    assert fit(original, resolution, bucket) == Geometry(original, expected, expected)
+
+
+def test_larger_bucket_resizes_straight_and_back():
+    ramp = np.broadcast_to(np.linspace(0, 1, 90, dtype=np.float32)[None, :, None], (50, 90, 3))
+    geometry = fit((50, 90), 128, bucket=64)
+    canvas = to_canvas(ramp, geometry, "bilinear")
+    assert canvas.shape == (64, 128, 3) and canvas.dtype == np.float32
+    np.testing.assert_allclose(from_canvas(canvas, geometry, True, "bilinear"), ramp, atol=5e-3)
+
+
+def test_a_folder_of_mixed_sizes_needs_few_canvases():
+    random = np.random.default_rng(0)
+    sizes = [tuple(int(side) for side in random.integers(300, 4000, 2)) for _ in range(2000)]
+    assert len({fit(size, 768, 64).canvas for size in sizes}) <= 25
+    assert len({fit(size, 768, 8).canvas for size in sizes}) > 100
+
+
+@pytest.mark.parametrize(
+    "original, resolution, bucket, message",
+    [
+        ((10, 10), -8, 8, "must be a multiple of 8, or 0 .* got -8"),
+        ((10, 10), 100, 8, "must be a multiple of 8, or 0 .* got 100"),
+        ((10, 10), 768, 60, "bucket must be a multiple of 8; got 60"),
+        ((10, 10), 768, 0, "bucket must be a multiple of 8; got 0"),
+        ((2, 3000), 768, 8, "3000 x 2 pixels is too thin"),
+        ((3000, 2), 768, 64, "2 x 3000 pixels is too thin"),
+    ],
+)
+def test_errors(original, resolution, bucket, message):
+    with pytest.raises(ValueError, match=message):
+        fit(original, resolution, bucket)
+
+
+def photograph(width, index=0):
+    geometry = Geometry((64, width), (64, width), (64, width))
+    return Photograph(Path(f"{index}.png"), geometry, np.zeros((64, width, 3), np.float32))
+
+
+def test_batches_are_of_one_canvas_and_keep_everything():
+    widths = [64, 128, 64, 64, 128, 192, 64, 64]
+    batches = list(batches_by_canvas([photograph(w, i) for i, w in enumerate(widths)], 2, waiting_bytes=10**9))
+    got = [([each.path.stem for each in batch], places) for batch, places in batches]
+    # The last picture of width 64 shares its program with the batches before; that of width 192 gets its own.
+    assert got == [(["0", "2"], 2), (["1", "4"], 2), (["3", "6"], 2), (["5"], 1), (["7"], 2)]
+
+
+def test_batches_bound_what_waits():
+    one = photograph(64).canvas.nbytes
+    waiting, most = 0, 0
+
+    def arriving():
+        nonlocal waiting, most
+        for index in range(40):
+            waiting, most = waiting + one, max(most, waiting + one)
+            yield (
+                photograph(64, index)
+                if index % 2
+                else Photograph(
+                    Path(f"{index}"), Geometry((1, 1), (1, 1), (index, 1)), np.zeros((64, 64, 3), np.float32)
+                )
+            )
+
+    seen = []
+    for batch, places in batches_by_canvas(arriving(), 100, waiting_bytes=5 * one):
+        assert len(batch) <= places
+        waiting -= len(batch) * one
+        seen += batch
+    assert len(seen) == 40 and most <= 7 * one
