@@ -1,0 +1,272 @@
+"""Photographs to depth or normals: encode, denoise, decode, ensemble. One compiled program for each geometry.
+
+Behaviour follows diffusers' Marigold pipelines, which can be run beside it to the last digit. Two things are better
+on purpose: the noise of a member depends on the seed alone, so that a photograph's prediction does not depend on its
+neighbours or on the batch size; and the ensemble is aligned in closed form, on the device.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from marigold_jax.data.geometry import fit, from_canvas, to_canvas
+from marigold_jax.data.images import canonical
+from marigold_jax.denoising import Program, denoise
+from marigold_jax.modality import Modality, modality_of
+from marigold_jax.samplers import SamplerTable, sampler_table
+from marigold_jax.weights import checkpoint as checkpoints
+from marigold_jax.weights.sources import resolve
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
+DEFAULT_STEPS = {"leading": 10, "trailing": 4, "LCMScheduler": 1}
+DEFAULT_RESOLUTION = 768
+# UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
+DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class MarigoldOutput:
+    """What a call returns. Where the images differ in size, each field is a list with one array for each image.
+
+    Attributes:
+        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 near and 1 far; or (n, h, w, 3) unit normals.
+        uncertainty: (n, h, w, 1), or None.
+        latent: (n · ensemble_size, i, j, 4), or None.
+    """
+
+    prediction: np.ndarray | list[np.ndarray]
+    uncertainty: np.ndarray | list[np.ndarray] | None
+    latent: np.ndarray | list[np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CanvasOutput:
+    """Predictions on the canvas that the network saw, still on the device and perhaps still being computed."""
+
+    prediction: Float[Array, "n h w c"]
+    uncertainty: Float[Array, "n h w 1"] | None
+    latent: Float[Array, "m i j z"]
+
+
+class Marigold:
+    """A depth or normals estimator, ready to be called with photographs."""
+
+    def __init__(self, checkpoint: checkpoints.Checkpoint):
+        unet, vae = checkpoint.unet, checkpoint.vae
+        latent = vae.config.latent_channels
+        if (unet.config.in_channels, unet.config.out_channels) != (2 * latent, latent):
+            raise ValueError(
+                f"{checkpoint.folder}: the UNet maps {unet.config.in_channels} to {unet.config.out_channels} channels, "
+                f"wanted {2 * latent} to {latent}. Plain Stable Diffusion must be fine-tuned first"
+            )
+        self.modality: Modality = modality_of(checkpoint.description)
+        self.scheduler = checkpoint.scheduler
+        self.downsampling: int = vae.config.downsampling
+        self.latent_channels: int = latent
+        self.structures = (unet.structure, vae.structure)
+        self.dtype = unet.params["conv_in.kernel"].dtype
+        context = jnp.asarray(checkpoint.empty_prompt[2], self.dtype)
+        self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
+        spacing = self.scheduler.get("timestep_spacing", "leading")
+        by_sampler = DEFAULT_STEPS.get(self.scheduler.get("_class_name"), DEFAULT_STEPS.get(spacing))
+        self.default_denoising_steps: int = checkpoint.description.get("default_denoising_steps") or by_sampler
+        resolution = checkpoint.description.get("default_processing_resolution")
+        self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path | None = None, dtype: str = "float32", revision: str | None = None
+    ) -> "Marigold":
+        """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
+
+        `dtype`: "float32" or "bfloat16", of weights and computation. Raises FileNotFoundError or ValueError, each with
+        one line that says what to do.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
+        return cls(checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype]))
+
+    def __call__(
+        self,
+        images: Any,
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        processing_resolution: int | None = None,
+        match_input_resolution: bool = True,
+        resample_method_input: str = "bilinear",
+        resample_method_output: str = "bilinear",
+        batch_size: int | None = None,
+        seed: int = 0,
+        latents: Float[np.ndarray | Array, "m i j z"] | None = None,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+        output_uncertainty: bool = False,
+        output_latent: bool = False,
+        bucket: int = 8,
+    ) -> MarigoldOutput:
+        """Predict for one image or many.
+
+        Args:
+            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, sizes
+                mixed. Floats lie in [0, 1].
+            num_inference_steps: denoising steps; None is the checkpoint's own choice.
+            ensemble_size: predictions from different noise that are merged; 1 for none, else 3 or more.
+            processing_resolution: the longer side that the network sees, a multiple of 8; 0 for the image's own; None
+                for the checkpoint's choice.
+            match_input_resolution: resize the prediction to the image's size.
+            resample_method_input: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
+            resample_method_output: likewise.
+            batch_size: UNet passes side by side, over images and members; changes memory and speed, not the result.
+            seed: of the noise.
+            latents: initial noise in place of the seed's, (n · ensemble_size, i, j, 4).
+            ensembling_kwargs: options of `ensemble_depth` or `ensemble_normals`.
+            output_uncertainty: also how far members disagree; needs an ensemble.
+            output_latent: also the denoised latents.
+            bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
+                that a mixed folder needs few compilations.
+
+        Raises:
+            ValueError: an argument or an image that cannot be used.
+        """
+        pictures = [canonical(image) for image in _as_list(images)]
+        if not pictures:
+            raise ValueError("images: an empty list, wanted at least one image")
+        if ensemble_size < 1:
+            raise ValueError(f"ensemble_size {ensemble_size}: wanted at least 1")
+        if output_uncertainty and ensemble_size == 1:
+            raise ValueError("output_uncertainty=True needs ensemble_size > 1")
+        if bucket % self.downsampling:
+            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
+        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
+        geometries = [fit(picture.shape[:2], resolution, bucket) for picture in pictures]
+        batch_size = batch_size or default_batch_size()
+        together = max(1, batch_size // ensemble_size)
+
+        runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
+        for indices in _groups([geometry.canvas for geometry in geometries], together):
+            raw = self.run(
+                np.stack([to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
+                np.asarray([geometries[i].resized for i in indices]),
+                num_inference_steps,
+                ensemble_size,
+                batch_size=batch_size,
+                seed=seed,
+                latents=None if latents is None else _members(latents, indices, ensemble_size, len(pictures)),
+                ensembling_kwargs=ensembling_kwargs,
+                output_uncertainty=output_uncertainty,
+            )
+            runs |= {index: (raw, place) for place, index in enumerate(indices)}
+
+        predictions, uncertainties, all_latents = [], [], []
+        for i, geometry in enumerate(geometries):
+            raw, place = runs[i]
+            to_image = functools.partial(
+                from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+            )
+            predictions.append(self.modality.finish(to_image(np.asarray(raw.prediction[place]))))
+            if output_uncertainty:
+                uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
+            if output_latent:
+                all_latents.append(np.asarray(raw.latent[place * ensemble_size : (place + 1) * ensemble_size]))
+        return MarigoldOutput(
+            _together(predictions, np.stack),
+            _together(uncertainties, np.stack),
+            _together(all_latents, np.concatenate),
+        )
+
+    def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
+        """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""
+        steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
+        return sampler_table(self.scheduler, steps)
+
+    def run(
+        self,
+        canvases: Float[np.ndarray, "n h w 3"],
+        sizes: Int[np.ndarray, "n 2"],
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        *,
+        batch_size: int | None = None,
+        seed: int = 0,
+        latents: Float[np.ndarray | Array, "m i j z"] | None = None,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+        output_uncertainty: bool = False,
+    ) -> CanvasOutput:
+        """The part that runs on the device. Returns at once, while the device works.
+
+        `canvases`: pixels in [-1, 1], sides multiples of 8, all of one size; `sizes`: (height, width) of the image in
+        the top left corner of each canvas, the rest being padding.
+        """
+        if ensemble_size == 2:
+            logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
+        table = self.sampler(num_inference_steps)
+        n, height, width, _ = canvases.shape
+        members = n * ensemble_size
+        shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
+        # As few chunks as the batch size allows, and those of equal size.
+        chunks = -(-members // (batch_size or default_batch_size()))
+        program = Program(
+            *self.structures,
+            self.modality.name,
+            tuple(sorted(self.modality.traits.items())),
+            ensemble_size,
+            chunk=-(-members // chunks),
+            stochastic=bool(np.any(table.c)),
+            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
+        )
+        prediction, uncertainty, latent = denoise(
+            program,
+            self.params,
+            table,
+            jnp.asarray(canvases, self.dtype),
+            jnp.asarray(sizes, jnp.int32),
+            jnp.uint32(seed % 2**32),
+            None if latents is None else jnp.asarray(latents, jnp.float32),
+        )
+        return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)
+
+
+def default_batch_size() -> int:
+    """UNet passes side by side where the caller does not say."""
+    return DEFAULT_BATCH_SIZE.get(jax.default_backend(), 1)
+
+
+def _as_list(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return list(images)
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _groups(keys: Sequence[Any], most: int) -> Iterator[list[int]]:
+    """Indices of equal keys, at most `most` together."""
+    by_key: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        by_key.setdefault(key, []).append(index)
+    for indices in by_key.values():
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def _members(latents: Any, images: Sequence[int], ensemble_size: int, count: int) -> np.ndarray:
+    """The latents that belong to these images."""
+    if len(latents) != count * ensemble_size:
+        raise ValueError(f"latents: wanted {count * ensemble_size} (images x ensemble_size), found {len(latents)}")
+    return np.concatenate([latents[i * ensemble_size : (i + 1) * ensemble_size] for i in images])
+
+
+def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray] | None:
+    """One array where the sizes agree, else the list; None for nothing asked."""
+    if not results:
+        return None
+    return join(results) if len({result.shape[-3:] for result in results}) == 1 else results
