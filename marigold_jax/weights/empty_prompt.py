@@ -33,10 +33,10 @@ def save(prompt: EmptyPrompt, file: Path) -> None:
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
     """Ids of the start, end and padding tokens, from the tokenizer's own files where they exist."""
-    for name, vocabulary in (("vocab.json", lambda file: file), ("tokenizer.json", lambda file: file["model"]["vocab"])):
-        if (tokenizer / name).is_file():
-            ids = vocabulary(read_json(tokenizer / name))
-            break
+    if (tokenizer / "vocab.json").is_file():
+        ids = read_json(tokenizer / "vocab.json")
+    elif (tokenizer / "tokenizer.json").is_file():
+        ids = read_json(tokenizer / "tokenizer.json")["model"]["vocab"]
     else:
         return SD2_IDS
     # special_tokens_map.json has the last word on padding: Stable Diffusion 2 pads with "!".

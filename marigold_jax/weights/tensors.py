@@ -33,7 +33,7 @@ class Tensors:
                 self._pickled |= _unpickle(file)
                 continue
             with _open(file) as tensors:
-                for name in tensors.keys():  # noqa: SIM118: a safetensors handle, not a dict
+                for name in tensors.keys():
                     self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
                     self._file[name] = file
         self.shapes |= {name: array.shape for name, array in self._pickled.items()}
@@ -84,6 +84,9 @@ def _unpickle(file: Path) -> dict[str, np.ndarray]:
         raise ImportError(
             f"{file}: a pickled checkpoint needs PyTorch to be read: pip install torch, or get the .safetensors file"
         ) from error
-    # weights_only: a pickle may otherwise run any code it likes.
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        # weights_only: a pickle may otherwise run any code it likes.
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, EOFError, RuntimeError: torch has many words for it
+        raise ValueError(f"{file}: not a plain checkpoint, or not a whole one; get the .safetensors file") from error
     return {name: tensor.float().numpy() for name, tensor in state.items()}

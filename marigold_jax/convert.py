@@ -1,0 +1,70 @@
+"""Convert a checkpoint between diffusers' layout and the native one, or widen Stable Diffusion 2 for fine-tuning.
+
+    python -m marigold_jax.convert --source prs-eth/marigold-depth-v1-1 --output marigold-native
+    python -m marigold_jax.convert --source stable-diffusion-2 --output sd2-inflated --to diffusers --inflate marigold
+
+The native layout loads several times faster, onto any number of devices, and no longer needs the text encoder. The
+diffusers layout is what PyTorch users load.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m marigold_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--source", required=True, metavar="NAME|DIR", help="a folder of either layout, or a Hugging Face id[@revision]"
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help="a new folder; it appears whole or not at all")
+    add("--to", choices=("native", "diffusers"), default="native", help="layout to write (default: native)")
+    add(
+        "--inflate",
+        nargs="?",
+        const="marigold",
+        choices=("marigold", "e2e_ft"),
+        help="widen conv_in to 8 channels by halving; marigold (the default) keeps its bias, e2e_ft halves it too",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    if arguments.output.exists():
+        return _fail(f"{arguments.output}: exists already; name a new folder")
+    # Imported late, so that --help is instant.
+    from marigold_jax.weights import checkpoint
+    from marigold_jax.weights.sources import resolve
+
+    started = time.perf_counter()
+    try:
+        loaded = checkpoint.load(resolve(arguments.source))
+        if arguments.inflate:
+            loaded = checkpoint.inflate(loaded, bias=arguments.inflate)
+        checkpoint.save(loaded, arguments.output, arguments.to)
+    except (OSError, ValueError, ImportError) as error:
+        return _fail(str(error))
+    parameters = sum(array.size for part in (loaded.unet, loaded.vae) for array in part.params.values())
+    print(f"{arguments.output}: {parameters / 1e6:.1f} M parameters, {time.perf_counter() - started:.1f} s")
+    if arguments.to == "diffusers" and not (arguments.output / "text_encoder").is_dir():
+        print(
+            "The source has no text encoder, so the copy has none. Here it needs none; diffusers wants text_encoder/ "
+            "and tokenizer/ of Stable Diffusion 2 beside it."
+        )
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
