@@ -1,0 +1,221 @@
+"""Depth or surface normals for photographs.
+
+    python -m marigold_jax.predict --input photos/ --output_dir predictions/
+    python -m marigold_jax.predict --input a.jpg "b/*.png" --output_dir out/ --ensemble_size 10 --uncertainty
+
+Inputs are files, folders (without their subfolders) and quoted globs. For every picture NAME a depth checkpoint writes
+    depth_npy/NAME_depth.npy              float32 (height, width), 0 near .. 1 far
+    depth_bw/NAME_depth.png               the same as 16-bit grey
+    depth_colored/NAME_depth_colored.png  the same through --color_map
+and a normals checkpoint
+    normals_npy/NAME_normals.npy          float32 (height, width, 3): x right, y up, z towards the viewer
+    normals_vis/NAME_normals.png          the same as colours
+With --uncertainty there is uncertainty_npy/NAME_uncertainty.npy too, float32 (height, width). predictions.jsonl gains
+one line a picture: input, outputs, size (height, width) and seconds, or input and error.
+
+A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written.
+Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from marigold_jax.data.geometry import Photograph, batches_by_canvas, fit, from_canvas, to_canvas
+from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
+from marigold_jax.data.predictions import Journal, color_table, outputs, save_all
+
+THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
+WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
+RESAMPLE_METHODS = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = "out of device memory: lower --processing_res or --batch_size, or use --dtype bfloat16"
+
+
+class Stop(Exception):
+    """Ends the program with one line for the user."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m marigold_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    number = {"type": int, "metavar": "N"}
+    resample = {"choices": list(RESAMPLE_METHODS), "default": "bilinear"}
+    dtype = {"choices": ["float32", "bfloat16"], "default": "float32"}
+    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="where predictions go; made if missing")
+    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
+    add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
+    add("--ensemble_size", **number, default=1, help="predictions merged for each picture (default: 1)")
+    add("--processing_res", **number, help="longer side for the network; 0: the picture's (default: the checkpoint's)")
+    add("--output_processing_res", action="store_true", help="save at that size, not at the picture's own")
+    add("--resample_method", **resample, help="in and out; nearest is nearest-exact (default: %(default)s)")
+    add("--seed", **number, default=0, help="of the noise, the same for every picture (default: 0)")
+    add("--batch_size", **number, default=0, help="pictures x members at once (default: 0, what the device likes)")
+    add("--dtype", **dtype, help="of the network's arithmetic (default: %(default)s)")
+    add("--bucket", **number, default=64, help="resize to multiples of N: few programs (default: 64); 8: as diffusers")
+    add("--color_map", default="Spectral", metavar="MAP", help="any of matplotlib's, or None (default: Spectral)")
+    add("--uncertainty", action="store_true", help="also save how far the members of the ensemble disagree")
+    add("--skip_existing", action="store_true", help="skip pictures whose outputs are all there")
+    arguments = parser.parse_args(argv)
+
+    for flag, smallest in {"denoise_steps": 1, "ensemble_size": 1, "batch_size": 0}.items():
+        if (value := getattr(arguments, flag)) is not None and value < smallest:
+            parser.error(f"--{flag} must be at least {smallest}; got {value}")
+    if arguments.uncertainty and arguments.ensemble_size < 2:
+        parser.error("--uncertainty says how far members disagree, and wants --ensemble_size 2 or more (3 is better)")
+    arguments.color_map = None if arguments.color_map == "None" else arguments.color_map
+    arguments.resample_method = RESAMPLE_METHODS[arguments.resample_method]
+    try:
+        fit((8, 8), arguments.processing_res or 0, arguments.bucket)
+        if arguments.color_map:
+            color_table(arguments.color_map)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` refuses what this warns of
+    started = time.perf_counter()
+    try:
+        journal = Journal(arguments.output_dir)
+    except OSError as error:
+        print(f"--output_dir {arguments.output_dir}: cannot write there: {error.strerror}", file=sys.stderr)
+        return 1
+    programs = ""
+    try:
+        programs = predict(arguments, journal)
+        status = 1 if journal.counts["failed"] else 0
+    except (Stop, OSError) as error:
+        journal.say(f"stopped: {error}")
+        status = 1
+    except KeyboardInterrupt:
+        journal.say("interrupted; --skip_existing goes on from here")
+        status = 130
+    journal.close()
+    counts, seconds = journal.counts, time.perf_counter() - started
+    print(
+        f"{counts['written']} of {journal.total} pictures written, {counts['skipped']} skipped, "
+        f"{counts['failed']} failed in {seconds:.1f} s ({counts['written'] / seconds:.2f} images/s){programs}"
+    )
+    return status
+
+
+def predict(arguments: argparse.Namespace, journal: Journal) -> str:
+    """The whole run; returns how many programs were compiled, in words."""
+    paths, problems = find_images(arguments.input)
+    for pattern, problem in problems:
+        journal.failed(pattern, problem)
+    if not paths:
+        return ""
+
+    # JAX starts here, so that --help and a mistyped flag or path need not wait for it.
+    from marigold_jax import Marigold, compilation
+    from marigold_jax.pipeline import default_batch_size
+
+    compilation.enable_cache()
+    try:
+        pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
+        pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
+    except (OSError, ValueError, ImportError) as error:
+        raise Stop(error) from None
+    resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
+    batch_size = arguments.batch_size or default_batch_size()
+    images_per_call = max(1, batch_size // arguments.ensemble_size)
+
+    # -------------------------------------------------------------------------------------------- what is to be done
+    folder, method = arguments.output_dir, arguments.resample_method
+    wanted = outputs(pipe.modality.name, arguments.color_map, arguments.uncertainty)
+    journal.start(total=len(paths))
+    todo, taken = [], {}
+    for path in paths:
+        first = taken.setdefault(path.stem, path)
+        if first is not path:
+            journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
+        elif arguments.skip_existing and all(output.path(folder, path.stem).exists() for output in wanted):
+            journal.skipped()
+        else:
+            todo.append(path)
+
+    # ----------------------------------------------------------------------------- three stages: read, infer, write
+    def read(path: Path) -> Photograph | None:
+        started = time.perf_counter()
+        try:
+            image = canonical(read_image(path))
+            geometry = fit(image.shape[:2], resolution, arguments.bucket)
+        except ValueError as error:
+            journal.failed(path, error)
+            return None
+        image *= 2
+        image -= 1
+        return Photograph(path, geometry, to_canvas(image, geometry, method), started)
+
+    def infer(batch: list[Photograph], places: int) -> Future:
+        full = batch + batch[-1:] * (places - len(batch))
+        try:
+            raw = pipe.run(
+                np.stack([photograph.canvas for photograph in full]),
+                np.array([photograph.geometry.resized for photograph in full], np.int32),
+                num_inference_steps=arguments.denoise_steps,
+                ensemble_size=arguments.ensemble_size,
+                batch_size=batch_size,
+                seed=arguments.seed,
+                output_uncertainty=arguments.uncertainty,
+            )
+        except RuntimeError as error:  # the program does not fit the device
+            (failed := Future()).set_exception(error)
+            return failed
+        maps = {"prediction": raw.prediction, "uncertainty": raw.uncertainty}
+        return writers.submit(lambda: {name: np.asarray(values) for name, values in maps.items() if values is not None})
+
+    def write(photograph: Photograph, fetched: Future, index: int) -> None:
+        path, geometry = photograph.path, photograph.geometry
+        try:
+            maps = {
+                name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
+                for name, values in fetched.result().items()
+            }
+            maps["prediction"] = pipe.modality.finish(maps["prediction"])
+            files = save_all(wanted, maps, arguments.color_map, folder, path.stem)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise Stop(f"{folder}: {error.strerror}") from None
+            journal.failed(path, error)
+        except (ValueError, RuntimeError) as error:
+            journal.failed(path, OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else error)
+        else:
+            journal.written(path, files, maps["prediction"].shape[:2], time.perf_counter() - photograph.started)
+
+    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+        writing = deque()
+        try:
+            photographs = filter(None, read_ahead(readers, read, todo, limit=2 * THREADS))
+            for batch, places in batches_by_canvas(photographs, images_per_call, WAITING_BYTES):
+                fetched = infer(batch, places)
+                writing += [writers.submit(write, photograph, fetched, i) for i, photograph in enumerate(batch)]
+                while len(writing) > max(images_per_call, THREADS):
+                    writing.popleft().result()
+            while writing:
+                writing.popleft().result()
+        except BaseException:  # a full disk, or Ctrl-C: what has begun is finished, what has not is dropped
+            readers.shutdown(wait=False, cancel_futures=True)
+            writers.shutdown(wait=False, cancel_futures=True)
+            raise
+    return "; {} programs compiled, {} taken from the cache".format(*compilation.counts())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
