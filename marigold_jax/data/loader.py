@@ -1,0 +1,244 @@
+"""Endless batches from several datasets, each batch from one of them.
+
+Which frames make up batch k, in which order, and which of them are mirrored, is a pure function of the seed and k:
+`Plan`. Processes take consecutive shares of it, and worker processes take turns, so neither number changes what is
+learned from, and to continue a run is to ask for the next k.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int
+
+from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.transforms import transform
+from marigold_jax.data.worker import as_main
+
+BLOCK = 4096  # batches whose sources are drawn at once
+ENDLESS = 2**40
+SOURCE, ORDER, FLIP = range(3)  # separate streams of randomness
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Decoded examples by index, as `PreparedSplit` gives them; `size` is (height, width) to resize to, or None."""
+
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which frames are in which batch. `sizes` counts each dataset's frames; `batch_size` is that of all processes."""
+
+    sizes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    batch_size: int
+    seed: int
+
+    def source(self, batch: int) -> int:
+        """Which dataset batch number `batch` is drawn from, with the given probabilities."""
+        return int(_sources(self, batch // BLOCK)[batch % BLOCK])
+
+    def frames(self, batch: int) -> Int[np.ndarray, " batch_size"]:
+        """Indices of the batch's frames in its dataset; each epoch of a dataset visits every frame once, shuffled."""
+        source = self.source(batch)
+        block = _sources(self, batch // BLOCK)[: batch % BLOCK]
+        earlier = _sources_before(self, batch // BLOCK)[source] + np.count_nonzero(block == source)
+        positions = earlier * self.batch_size + np.arange(self.batch_size)
+        size = self.sizes[source]
+        return np.array([_order(self.seed, source, int(p // size), size)[p % size] for p in positions])
+
+    def flips(self, batch: int) -> Bool[np.ndarray, " batch_size"]:
+        """Which of the batch's frames are mirrored: each with probability 1/2."""
+        return _random(self.seed, FLIP, batch).random(self.batch_size) < 0.5
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches by number, counted from `first`; each process makes the rows `share` of them. Grain reads this."""
+
+    datasets: tuple[DataSource, ...]
+    plan: Plan
+    share: slice
+    flip: bool
+    normals: bool
+    options: dict[str, Any]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        number = self.first + index
+        dataset = self.datasets[self.plan.source(number)]
+        frames = self.plan.frames(number)[self.share]
+        flips = self.plan.flips(number)[self.share] & self.flip
+        samples = [self._sample(dataset, int(frame), bool(flip)) for frame, flip in zip(frames, flips, strict=True)]
+        shapes = {sample["rgb"].shape[:2] for sample in samples}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{_name(dataset)} has images of several sizes ({sorted(shapes)}): give the size to train at"
+            )
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _sample(self, dataset: DataSource, frame: int, flip: bool) -> dict[str, np.ndarray]:
+        try:
+            example = dataset[frame]
+        except Exception as error:
+            error.add_note(f"while reading frame {frame} of {_name(dataset)}")
+            raise
+        example = {key: value for key, value in example.items() if key != "normals" or self.normals}
+        size = self.options["size"] or dataset.size
+        return transform(example, flip=flip, **self.options | {"size": size})
+
+
+class Loader(Iterator):
+    """Draws batch after batch; `get_state` and `set_state` are for checkpoints, `close` ends the worker processes."""
+
+    def __init__(self, batches: Batches, num_workers: int):
+        self._batches = batches
+        self._num_workers = num_workers
+        self._next = 0
+        self._iterator = None
+        self._waiting = deque()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._start()
+        batch = self._waiting.popleft() if self._waiting else next(self._iterator)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """What is needed to continue with the batch that comes next: numbers only, the same on every process."""
+        return {"next_batch": self._next, "plan": asdict(self._batches.plan)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `get_state` was called, with any number of workers and processes.
+
+        Raises ValueError if the datasets, their probabilities, the global batch size or the seed are not the same.
+        """
+        now, then = asdict(self._batches.plan), state["plan"]
+        differences = [
+            f"{key} was {then.get(key)}, is {now[key]}" for key in now if _plain(now[key]) != _plain(then.get(key))
+        ]
+        if differences:
+            raise ValueError(f"cannot continue with other data: {'; '.join(differences)}")
+        self.close()
+        self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Ends the worker processes. The next batch would start them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+        self._waiting.clear()
+
+    def _start(self) -> None:
+        dataset = grain.MapDataset.source(replace(self._batches, first=self._next))
+        if self._num_workers == 0:
+            # An element is a whole batch: the one that is being made and the one that waits are read-ahead enough.
+            self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+            return
+        if not flags.FLAGS.is_parsed():  # as in a notebook; Grain reads its own flags here
+            flags.FLAGS.mark_as_parsed()
+        serial = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
+        with as_main():
+            self._iterator = iter(serial.mp_prefetch(workers))
+            # Workers take turns, so after one batch from each of them all have started.
+            self._waiting.extend(next(self._iterator) for _ in range(self._num_workers))
+
+
+def make_loader(
+    datasets: Sequence[tuple[str | DataSource, int | float]],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    size: tuple[int, int] | None = None,
+    flip: bool = True,
+    antialias: bool = True,
+    far_fill: bool = True,
+    normals: bool = False,
+) -> Loader:
+    """Endless batches of `batch_size` samples for this process: what `transform` gives, stacked on axis 0.
+
+    `datasets` pairs a prepared split (DATA_DIR/NAME/SPLIT, or any `DataSource`) with its probability. Each batch comes
+    from one dataset, the same on all processes; row r of process p is row p * batch_size + r of the global batch.
+    Batches and their order depend on nothing but the seed, the datasets with their probabilities, and batch_size *
+    process_count.
+
+    `size` (height, width) replaces the datasets' own training sizes. `flip` mirrors every second sample at random.
+    `antialias` and `far_fill` are explained in `data.transforms`; the reference behaves as with both False. `normals`
+    asks for normals, which all datasets must then have. Workers hand batches over in shared memory (/dev/shm): two for
+    each worker. Raises ValueError for datasets that are missing, empty or without normals, and for numbers that make no
+    sense.
+    """
+    if not datasets or min(probability for _, probability in datasets) < 0 or not sum(p for _, p in datasets) > 0:
+        raise ValueError(f"datasets must be pairs (dataset, probability), not all of them 0; got {list(datasets)}")
+    if batch_size < 1 or num_workers < 0 or seed < 0 or not 0 <= process_index < process_count:
+        raise ValueError(
+            "want batch_size >= 1, num_workers >= 0, seed >= 0 and 0 <= process_index < process_count; "
+            f"got {batch_size=}, {num_workers=}, {seed=}, {process_index=}, {process_count=}"
+        )
+    opened = tuple(PreparedSplit(dataset) if isinstance(dataset, str) else dataset for dataset, _ in datasets)
+    for dataset in opened:
+        if len(dataset) == 0:
+            raise ValueError(f"{_name(dataset)} is empty")
+        if normals and "normals" not in dataset[0]:
+            raise ValueError(f"{_name(dataset)} has no normals")
+    total = sum(probability for _, probability in datasets)
+    plan = Plan(
+        sizes=tuple(len(dataset) for dataset in opened),
+        probabilities=tuple(probability / total for _, probability in datasets),
+        batch_size=batch_size * process_count,
+        seed=seed,
+    )
+    share = slice(process_index * batch_size, (process_index + 1) * batch_size)
+    options = {"size": size, "antialias": antialias, "far_fill": far_fill}
+    return Loader(Batches(opened, plan, share, flip, normals, options), num_workers)
+
+
+def _random(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+@lru_cache(maxsize=8)
+def _sources(plan: Plan, block: int) -> Int[np.ndarray, " block"]:
+    return _random(plan.seed, SOURCE, block).choice(len(plan.sizes), size=BLOCK, p=plan.probabilities)
+
+
+@lru_cache(maxsize=8)
+def _sources_before(plan: Plan, block: int) -> Int[np.ndarray, " sources"]:
+    """How many batches each dataset gave before this block."""
+    counts = np.zeros(len(plan.sizes), np.int64)
+    for earlier in range(block):
+        counts += np.bincount(_sources(plan, earlier), minlength=len(counts))
+    return counts
+
+
+@lru_cache(maxsize=16)
+def _order(seed: int, source: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
+    return _random(seed, ORDER, source, epoch).permutation(size)
+
+
+def _plain(value: Any) -> Any:
+    """JSON turns tuples into lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _name(dataset: DataSource) -> str:
+    return getattr(dataset, "path", type(dataset).__name__)

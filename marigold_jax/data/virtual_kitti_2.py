@@ -1,0 +1,93 @@
+"""Virtual KITTI 2 as its authors publish it: tar archives, or folders that were extracted from them.
+
+    SCENE/VARIATION/frames/rgb/CAMERA/rgb_00000.jpg
+    SCENE/VARIATION/frames/depth/CAMERA/depth_00000.png       16 bits, centimetres; 65535 is the sky
+
+Images and depth maps are stored as they are; the crop to the KITTI benchmark's window happens when they are read.
+"""
+
+import os
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from marigold_jax.data.folder import read_frame as read_pair
+from marigold_jax.data.frames import Frame, Part, Record, read_filename_list
+from marigold_jax.data.sources import SOURCES
+
+# The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.
+SCENES = {"train": ("Scene02", "Scene06", "Scene18", "Scene20"), "val": ("Scene01",)}
+VARIATIONS = ("clone", "morning", "overcast", "sunset", "15-deg-left", "15-deg-right")
+FRAMES = {"train": 20148, "val": 5364}
+
+FILE = re.compile(r"(Scene\d\d/[^/]+/frames)/(rgb|depth)/(Camera_\d)/(?:rgb|depth)_(\d{5})\.(?:jpg|png)$")
+ARCHIVE = re.compile(r"^(vkitti\.tar|.*_(rgb|depth)\.tar)$")
+
+
+def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Frame]:
+    """The frames of `split` ("train" or "val") that are there, or those of an official filename list, there or not.
+
+    Looks for the files in all folders below `raw_dir` and in the archives *_rgb.tar, *_depth.tar and vkitti.tar in it.
+    A frame of which only one half is there is listed too. Raises ValueError for an unknown split or a list of other
+    names.
+    """
+    parts = _index(raw_dir)
+    if filename_list:
+        wanted = [_key(columns[0], filename_list) for columns in read_filename_list(filename_list)]
+    elif split in SCENES:
+        wanted = sorted(
+            key for key in parts if key[0].split("/")[0] in SCENES[split] and key[0].split("/")[1] in VARIATIONS
+        )
+    else:
+        raise ValueError(f"Virtual KITTI 2 has the splits {', '.join(SCENES)}; got {split!r}")
+    frames = []
+    for key in wanted:
+        folder, camera, number = key
+        names = {"rgb": f"rgb/{camera}/rgb_{number}.jpg", "depth": f"depth/{camera}/depth_{number}.png"}
+        rgb, depth = (parts[key].get(kind, Part(f"{raw_dir}/{folder}/{names[kind]}")) for kind in ("rgb", "depth"))
+        frames.append(Frame(f"{folder}/{names['rgb']}", rgb, depth))
+    return frames
+
+
+def read_frame(frame: Frame) -> Record:
+    """Raises BadFrame for a file that is missing, broken, or not of the size of the other."""
+    return read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
+
+
+def _key(path: str, filename_list: str) -> tuple[str, str, str]:
+    match = FILE.search(path)
+    if not match:
+        raise ValueError(
+            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; got {path}"
+        )
+    return match[1], match[3], match[4]
+
+
+def _index(raw_dir: str) -> dict[tuple[str, str, str], dict[str, Part]]:
+    parts = defaultdict(dict)
+    for path, part in _files(raw_dir):
+        if match := FILE.search(path):
+            parts[match[1], match[3], match[4]].setdefault(match[2], part)
+    return parts
+
+
+def _files(raw_dir: str) -> Iterator[tuple[str, Part]]:
+    """Path and place of everything in the folders and archives of `raw_dir`."""
+    for folder, _, names in os.walk(raw_dir):
+        for name in names:
+            yield f"{folder}/{name}", Part(f"{folder}/{name}")
+    for archive in sorted(Path(raw_dir).glob("*.tar")):
+        if ARCHIVE.match(archive.name):
+            for member in _members(archive):
+                yield member.name, Part(str(archive), member.name, member.offset_data, member.size)
+
+
+def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
+    """What an archive holds, as far as it goes: the frames behind the end of a truncated one count as missing."""
+    try:
+        with tarfile.open(archive, "r:") as file:
+            yield from file
+    except tarfile.TarError:
+        return
