@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from jax.experimental.pallas import tpu as pltpu
 
 from marigold_jax.models import attention, clip, functional, unet, vae
 from marigold_jax.models.config import config_from_dict
@@ -172,14 +173,15 @@ def test_resize_nearest_is_pytorchs(size):
 
 
 @pytest.mark.parametrize("lengths", [(64, 64), (300, 300), (257, 77), (5, 2)])
-@pytest.mark.parametrize("name", ["xla", "blockwise"])
+@pytest.mark.parametrize("name", ["xla", "blockwise", "flash"])
 def test_attention(name, lengths):
     n, m = lengths
     q, k, v = normal(2, n, 3, 16), normal(2, m, 3, 16, seed=1), normal(2, m, 3, 16, seed=2)
-    wanted = torch.nn.functional.scaled_dot_product_attention(
-        *(as_torch(x).double().transpose(1, 2) for x in (q, k, v))
-    )
-    assert_close(attention.IMPLEMENTATIONS[name](q, k, v), wanted.transpose(1, 2), LAYER)
+    heads_first = [as_torch(x).double().transpose(1, 2) for x in (q, k, v)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(*heads_first)
+    with pltpu.force_tpu_interpret_mode():  # the TPU kernel, interpreted
+        found = attention.IMPLEMENTATIONS[name](q, k, v)
+    assert_close(found, wanted.transpose(1, 2), LAYER)
 
 
 def test_blockwise_attention_has_the_gradient_of_the_plain_one():

@@ -1,0 +1,49 @@
+"""How much `--bucket 64` changes predictions, and how many programs it saves, against diffusers' geometry (bucket 8).
+
+    python benchmarks/geometries.py --checkpoint NAME|DIR --input FOLDER
+
+For each photograph both depth maps are compared after a least-squares scale and shift, as Marigold is evaluated; the
+other seed's column says how much a different noise changes the same prediction.
+"""
+
+import argparse
+
+import numpy as np
+
+from marigold_jax import Marigold
+from marigold_jax.data.images import find_images, read_image
+from marigold_jax.denoising import denoise
+
+
+def difference(depth: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference after aligning `depth` to `reference`, over the spread of `reference`."""
+    columns = np.stack([depth.ravel(), np.ones(depth.size)], axis=1).astype(np.float64)
+    (scale, shift), *_ = np.linalg.lstsq(columns, reference.ravel().astype(np.float64))
+    return float(np.abs(scale * depth + shift - reference).mean() / reference.std())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--input", nargs="+", required=True)
+    arguments = parser.parse_args()
+    pipe = Marigold.from_pretrained(arguments.checkpoint)
+    paths, _ = find_images(arguments.input)
+    programs = {8: 0, 64: 0}
+    rows = []
+    for path in paths:
+        image = read_image(path)
+        maps = {}
+        for bucket, seed in ((8, 0), (64, 0), (8, 1)):
+            before = denoise._cache_size()
+            maps[bucket, seed] = pipe(image, bucket=bucket, seed=seed).prediction
+            programs[bucket] += denoise._cache_size() - before
+        rows.append([difference(maps[other], maps[8, 0]) for other in ((64, 0), (8, 1))])
+        print(f"{path.name:32} bucket 64: {rows[-1][0]:.3f}   other seed: {rows[-1][1]:.3f}")
+    bucket, seed = np.median(rows, axis=0)
+    print(f"median of {len(rows)}: bucket 64 {bucket:.3f}, other seed {seed:.3f}")
+    print(f"programs compiled: bucket 8: {programs[8]}, bucket 64: {programs[64]}")
+
+
+if __name__ == "__main__":
+    main()
