@@ -4,6 +4,7 @@ Marigold widens `conv_in` to 8 channels: the RGB latent first, then the noisy la
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -64,6 +65,7 @@ FIXED = {
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # block type -> has attention
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+Checkpoint = Callable[[Callable], Callable]  # wraps the call of a resnet or transformer: jax.checkpoint, or nothing
 TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differs from the resnets' (1e-5)
 
 
@@ -190,13 +192,13 @@ class DownBlock(nnx.Module):
         )
         self.downsamplers = nnx.List([] if last else [Downsample(width, (1, 1), rngs)])
 
-    def __call__(self, x: Array, time: Array, context: Array) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, time: Array, context: Array, checkpoint: Checkpoint) -> tuple[Array, list[Array]]:
         """The block's output, and everything that the decoder will want again."""
         skips = []
         for i, block in enumerate(self.resnets):
-            x = block(x, time)
+            x = checkpoint(block)(x, time)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = checkpoint(self.attentions[i])(x, context)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -210,9 +212,10 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
         self.attentions = nnx.List([transformer(config, -1, rngs)])
 
-    def __call__(self, x: Array, time: Array, context: Array) -> Array:
-        x = self.attentions[0](self.resnets[0](x, time), context)
-        return self.resnets[1](x, time)
+    def __call__(self, x: Array, time: Array, context: Array, checkpoint: Checkpoint) -> Array:
+        x = checkpoint(self.resnets[0])(x, time)
+        x = checkpoint(self.attentions[0])(x, context)
+        return checkpoint(self.resnets[1])(x, time)
 
 
 class UpBlock(nnx.Module):
@@ -229,12 +232,20 @@ class UpBlock(nnx.Module):
         self.attentions = nnx.List(transformer(config, level, rngs) for _ in range(count if attends else 0))
         self.upsamplers = nnx.List([Upsample(width, rngs)] if level > 0 else [])
 
-    def __call__(self, x: Array, skips: list[Array], time: Array, context: Array, size: tuple[int, int]) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        skips: list[Array],
+        time: Array,
+        context: Array,
+        size: tuple[int, int],
+        checkpoint: Checkpoint,
+    ) -> Array:
         """`skips` are in the order of use; `size` is that of the next level, odd or even."""
         for i, (block, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = block(jnp.concatenate([x, skip], axis=-1), time)
+            x = checkpoint(block)(jnp.concatenate([x, skip], axis=-1), time)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = checkpoint(self.attentions[i])(x, context)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
@@ -273,8 +284,13 @@ class UNet(nnx.Module):
         sample: Float[Array, "b h w c"],
         timesteps: Num[Array, " b"],
         encoder_hidden_states: Float[Array, "b m d"],
+        checkpoint: Checkpoint = lambda function: function,
     ) -> Float[Array, "b h w k"]:
-        """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows."""
+        """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows.
+
+        `checkpoint` wraps every call of a resnet or transformer, for training: `jax.checkpoint` computes the inside
+        again in the backward pass instead of keeping it.
+        """
         config, context = self.config, encoder_hidden_states
         waves = sinusoidal_embedding(
             timesteps,
@@ -287,10 +303,11 @@ class UNet(nnx.Module):
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, more = block(x, time, context)
+            x, more = block(x, time, context, checkpoint)
             skips += more
-        x = self.mid_block(x, time, context)
+        x = self.mid_block(x, time, context, checkpoint)
         for block in self.up_blocks:
             mine = [skips.pop() for _ in block.resnets]
-            x = block(x, mine, time, context, skips[-1].shape[1:3] if skips else x.shape[1:3])
+            size = skips[-1].shape[1:3] if skips else x.shape[1:3]
+            x = block(x, mine, time, context, size, checkpoint)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))

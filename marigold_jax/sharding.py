@@ -1,0 +1,119 @@
+"""Where arrays live: a mesh of devices, and rules from an array's name to its place on it.
+
+| axis | batches | parameters and optimiser state                   |
+|------|---------|--------------------------------------------------|
+| data | split   | copied                                           |
+| fsdp | split   | split where the rule says "fsdp", copied elsewhere |
+
+Splitting parameters over `fsdp` (fully sharded data parallelism) trades communication for memory; it changes no result.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA, FSDP = AXES = ("data", "fsdp")
+SMALLEST_SPLIT = 2**16  # elements; below it, gathering an array costs more than the copies do
+
+Rules = tuple[tuple[str, str], ...]  # (regular expression, name of a rule), in order; the first that matches decides
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns all devices (of all processes) as a mesh of axes ("data", "fsdp"), `fsdp` of them to a row.
+
+    Raises:
+        ValueError: the number of devices is not a multiple of `fsdp`.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f"make_mesh: fsdp is {fsdp}, wanted a divisor of the number of devices, {len(devices)}")
+    shape = (len(devices) // fsdp, fsdp)
+    # JAX's default, Explicit, would want a sharding written on every convolution.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def _replicate(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    return PartitionSpec()
+
+
+def _fsdp(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Splits the largest axis that divides evenly; of equals, the last."""
+    divisible = [axis for axis, side in enumerate(shape) if side % parts == 0]
+    if not divisible or np.prod(shape) < SMALLEST_SPLIT:
+        return PartitionSpec()
+    longest = max(divisible, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(longest + 1)))
+
+
+_RULES = {"replicate": _replicate, "fsdp": _fsdp}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and the rules by which named arrays are placed on it.
+
+    Rules are matched (`re.search`) against an array's name, the last key on its path. Adam's moments carry the names of
+    their parameters, so they lie where the parameters lie. Scalars are always copied to all devices.
+
+    Raises:
+        ValueError: a rule is unknown; later, when a name is matched by no rule.
+    """
+
+    mesh: Mesh
+    rules: Rules = (("", "replicate"),)
+
+    def __post_init__(self):
+        unknown = sorted({rule for _, rule in self.rules} - set(_RULES))
+        if unknown:
+            raise ValueError(f"Layout: unknown rules {unknown}, wanted among {', '.join(_RULES)}")
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Dimension 0 split over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXES))
+
+    def sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        """The sharding of one array."""
+        if not shape:
+            return self.replicated
+        for pattern, rule in self.rules:
+            if re.search(pattern, name):
+                return NamedSharding(self.mesh, _RULES[rule](shape, self.mesh.shape[FSDP]))
+        raise ValueError(f"Layout: no rule matches {name!r}; end the rules with ('', 'replicate')")
+
+    def shardings(self, tree: Any) -> Any:
+        """The shardings of a tree of arrays or of their shapes, such as a whole training state."""
+        return jax.tree_util.tree_map_with_path(lambda path, x: self.sharding(_name(path), x.shape), tree)
+
+    def place(self, tree: Any) -> Any:
+        """Puts a tree of arrays, the same on all processes, where the rules say."""
+        return jax.tree.map(jax.device_put, tree, self.shardings(tree))
+
+    def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts this process's share of a batch on its devices; together the shares are the global batch.
+
+        Raises:
+            ValueError: the global batch cannot be split evenly over the devices.
+        """
+        devices, processes = self.mesh.size, jax.process_count()
+        for key, array in batch.items():
+            if len(array) * processes % devices:
+                raise ValueError(
+                    f"batch: {key!r} has {len(array) * processes} samples, wanted a multiple of the {devices} devices; "
+                    "change the batch size or use fewer devices"
+                )
+        return {key: jax.make_array_from_process_local_data(self.batch, array) for key, array in batch.items()}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return str(keys[-1]) if keys else ""
