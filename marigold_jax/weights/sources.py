@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a folder on this machine: a path, a Hugging Face id, or a name that ships."""
+"""From the name of a checkpoint to a folder on this machine: a path, a run, a Hugging Face id, or what ships."""
 
 import logging
 from pathlib import Path
@@ -31,13 +31,17 @@ WEIGHTS = (
 def resolve(name: str | Path | None, revision: str | None = None) -> Path:
     """The folder that `name` means, downloaded first where need be.
 
-    `name`: a folder; a Hugging Face id, optionally `id@revision`; or a checkpoint that ships with the package
-    (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. Raises FileNotFoundError with a sentence that
-    says what to do.
+    `name`: a folder; the folder of a training run (its newest weights); a Hugging Face id, optionally `id@revision`; or
+    a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. Raises
+    FileNotFoundError with a sentence that says what to do.
     """
     if name is None or (SHIPPED / str(name) / "model_index.json").is_file():
         return _shipped(name)
     path = Path(name).expanduser()
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
+
+        return exported(path)
     if path.is_dir():
         return path
     text = str(name)
