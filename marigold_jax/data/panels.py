@@ -1,0 +1,56 @@
+"""Panels: what a network makes of a few images, beside what it should have made of them."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from marigold_jax.data.predictions import color
+
+DEPTH_COLORS, ERROR_COLORS = "Spectral", "magma"
+WORST = 0.5  # the relative error that is drawn brightest
+GAP = 2  # white pixels between pictures
+
+
+def depth_panel(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    depths: Sequence[Float[np.ndarray, "h w 1"]],
+    predictions: Sequence[Float[np.ndarray, "h w 1"]],
+    masks: Sequence[Bool[np.ndarray, "h w 1"]],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One row for each image: the image, its true depth, the predicted depth, the relative error.
+
+    Depths are in metres, the predicted aligned to the true, and share one colour scale in each row: red is near. Errors
+    go from black (none) to white (`WORST` or more). What is invalid is black.
+    """
+    rows = []
+    for image, depth, prediction, mask in zip(images, depths, predictions, masks, strict=True):
+        near, far = depth[mask].min(), depth[mask].max()
+        span = max(far - near, 1e-6)
+        shown = [color(_unit((metres - near) / span), DEPTH_COLORS) * mask for metres in (depth, prediction)]
+        error = np.abs(prediction - depth) / np.where(mask, depth, 1)
+        shown.append(color(_unit(error / WORST), ERROR_COLORS) * mask)
+        rows.append(_join([image, *shown], axis=1))
+    width = max(row.shape[1] for row in rows)
+    return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
+
+
+def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return np.clip(values[..., 0], 0, 1).astype(np.float32)
+
+
+def _join(pictures: list[np.ndarray], axis: int) -> np.ndarray:
+    gap = list(pictures[0].shape)
+    gap[axis] = GAP
+    white = np.full(gap, 255, np.uint8)
+    parts = [part for picture in pictures for part in (white, picture)]
+    return np.concatenate(parts[1:], axis=axis)

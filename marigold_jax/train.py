@@ -1,0 +1,220 @@
+"""Trains or fine-tunes a depth (or normals) estimator.
+
+    python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
+    python -m marigold_jax.train --config configs/hypersim_vkitti.py --workdir DIR --config.data.batch_size=8 ...
+
+Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
+(one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
+load. The same command continues a run that was stopped, by whatever means, as if nothing had happened.
+Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
+"""
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
+
+from marigold_jax import compilation, progress, runs, sharding
+from marigold_jax.data import panels
+from marigold_jax.data.loader import DataSource, make_loader
+from marigold_jax.data.predictions import save
+from marigold_jax.data.primitives import Primitives
+from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.metrics import align, depth_scores
+from marigold_jax.objectives import TARGETS, diffusion_objective
+from marigold_jax.optimiser import iter_exponential, make_optimiser
+from marigold_jax.pipeline import Marigold
+from marigold_jax.schedule import NoiseSchedule
+from marigold_jax.training import init_state, make_steps
+
+config_flags.DEFINE_config_file("config", None, "The configuration, a Python file.", lock_config=True)
+flags.DEFINE_string("workdir", None, "The run's folder; made if missing, continued if it holds this run.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+OBJECTIVES = {"diffusion": diffusion_objective}
+BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val": {"count": 1000, "seed": 1}}
+PANEL_ROWS = 4
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    # ----------------------------------------------------------------------------------------- Claim the run's folder
+    # From here on, being asked to stop means to finish the step, save, and leave politely; a second time it means now.
+    # On several hosts JAX listens for SIGTERM itself, so that all stop after the same step.
+    speaks, alone = jax.process_index() == 0, jax.process_count() == 1
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
+        signal.signal(number, lambda number, frame: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
+    if speaks:
+        runs.claim(workdir, config.to_dict())
+    compilation.enable_cache()
+
+    # -------------------------------------------------------------------------------------- Devices, and what starts
+    layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
+    base = runs.start_from(**config.model.to_dict())
+    structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
+    frozen = layout.place({"vae": base.vae.params, "empty_prompt": jnp.asarray(base.empty_prompt[2])})
+
+    # ----------------------------------------------------------------------------------------------------------- Data
+    data, target = config.data, TARGETS[config.model.prediction][0]
+    if data.batch_size % jax.process_count():
+        raise ValueError(
+            f"config.data.batch_size={data.batch_size}: wanted a multiple of the {jax.process_count()} processes"
+        )
+    loader = make_loader(
+        [(open_dataset(name, data), probability) for name, probability in data.train],
+        batch_size=data.batch_size // jax.process_count(),
+        seed=config.run.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=data.num_workers,
+        size=tuple(data.size) or None,
+        flip=data.flip,
+        antialias=data.antialias,
+        far_fill=data.far_fill,
+        normals=target == "normals",
+    )
+    if config.run.evaluate_every:
+        if config.model.prediction != "depth":
+            raise ValueError("config.run.evaluate_every: only depth is evaluated while training; 0 for normals")
+        validation = open_dataset(data.validation, data)
+        spread = np.linspace(0, len(validation) - 1, config.run.validation_images).astype(int)
+        examples = [validation[int(index)] for index in spread]
+
+    # ----------------------------------------------------------------------------------------- Objective and optimiser
+    options = dict(config.objective)
+    if (name := options.pop("name")) not in OBJECTIVES:
+        raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name](*structures, schedule, target=config.model.prediction, **options)
+    optim = config.optim
+    rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
+    clip_norm, ema_decay = optim.clip_norm or None, optim.ema_decay or None
+    optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
+    state = init_state(base.unet.params, optimiser, ema=ema_decay is not None, layout=layout)
+    # The state has its own copy of the weights; another would only take memory.
+    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, params={}))
+    steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
+    accumulate, update = make_steps(objective, optimiser, **steps)
+    weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported
+
+    # --------------------------------------------------------------------------------------------------------- Resume
+    checkpoints = runs.Checkpoints(workdir / runs.CHECKPOINTS)
+    first, best = 0, {"step": None, "abs_rel": float("inf")}
+    if (restored := checkpoints.restore(state)) is not None:
+        state, notes = restored
+        first, best = notes["step"], notes["best"]
+        loader.set_state(notes["loader"])
+    last = config.run.steps
+    reporter = progress.Progress(workdir, first, last, data.batch_size * data.accumulation, speak=speaks)
+
+    # ------------------------------------------------------------------------------------------------------- The loop
+    count = progress.flops_counter(jax.grad(objective, has_aux=True))
+    metrics = None
+    for step in range(first, last):
+        if signals:
+            break
+        # That of the step before is known by now, so that asking for it does not hold up the device.
+        if metrics is not None and (skipped := int(metrics["skipped"])) >= config.run.max_skipped:
+            raise FloatingPointError(
+                f"step {step}: loss or gradients were not finite {skipped} times in a row; lower "
+                f"config.optim.learning_rate, or compute in float32, and start anew, or from {checkpoints.folder}"
+            )
+        accumulator, flops = None, 0.0
+        for micro in range(data.accumulation):
+            batch = next(loader)
+            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask")})
+            accumulator = accumulate(accumulator, state["params"], frozen, batch, step, micro)
+            flops += count(state["params"], frozen, batch, jax.random.key(0))
+        state, metrics = update(state, accumulator)
+
+        # What is due now, by the number of steps that are done. The last step is evaluated and saved in any case.
+        done = step + 1
+        if done == first + 1:
+            jax.block_until_ready(metrics)
+            reporter.restart(done)
+        stopping = bool(signals) if alone else multihost_utils.reached_preemption_sync_point(done)
+        evaluating = config.run.evaluate_every and (done % config.run.evaluate_every == 0 or done == last)
+        scores = {}
+        if evaluating:
+            with reporter.paused():
+                estimator = Marigold(runs.trained(base, state[weights], layout))
+                scores, panel = evaluate(estimator, examples)
+                if speaks:
+                    save(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
+                    reporter.picture("validation", done, panel)
+        if improved := evaluating and scores["abs_rel"] < best["abs_rel"]:
+            best = {"step": done, "abs_rel": scores["abs_rel"]}
+        if done % config.run.log_every == 0 or evaluating:
+            reporter.record(done, jax.device_get(metrics) | scores, flops)
+        if done % config.run.checkpoint_every == 0 or improved or stopping or done == last:
+            with reporter.paused():
+                checkpoints.save(done, state, {"step": done, "best": best, "loader": loader.get_state()}, best["step"])
+        if stopping:
+            break
+    loader.close()
+    checkpoints.finish()
+    reporter.close()
+
+    # -------------------------------------------------------------------------------------------------------- The end
+    done = int(state["step"])
+    if speaks and done < last:
+        print(f"stopped after step {done}; give the same command again to go on", flush=True)
+    elif speaks:
+        runs.export(runs.trained(base, state[weights], layout), done, workdir)
+        print(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout", flush=True)
+
+
+def open_dataset(name: str, data: ConfigDict) -> DataSource:
+    if name in BUILT_IN:
+        return Primitives(size=tuple(data.size), **BUILT_IN[name])
+    return PreparedSplit(str(Path(data.data_dir) / name))
+
+
+def evaluate(estimator: Marigold, examples: list[dict[str, np.ndarray]]) -> tuple[dict[str, float], np.ndarray]:
+    """Mean AbsRel and δ1 of aligned predictions, and a panel of the first few. The noise is the same every time."""
+    rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
+    aligned = list(map(align, estimator(rgb, seed=0).prediction, depth, mask))
+    scores = list(map(depth_scores, aligned, depth, mask))
+    panel = panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
+    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}, panel
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags and configuration, or one line about what is wrong with them."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        fail(f"no such configuration key: {re.search('[a-z_]+', str(error))[0]}; the configuration file lists them", 2)
+    except (flags.Error, OSError) as error:
+        fail(str(error).splitlines()[0], 2)
+
+
+def fail(message: str, status: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def main(argv: list[str]) -> None:
+    # Only where the environment speaks of several hosts: on one, this would wait for others that never come.
+    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().setLevel("CRITICAL")  # Orbax tells everything that it does, and errors twice
+    try:
+        train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
+    except (ValueError, OSError, FloatingPointError, runs.CheckpointError) as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,118 @@
+"""A checkpoint made of nothing: an untrained UNet, an exact little VAE, an empty prompt of zeros.
+
+Training may start from it where no pretrained weights are at hand. It is the real architecture, small, so that what
+is trained from it is exported, loaded and run like any other Marigold.
+
+The VAE needs no training. Its latent is the mean colour of each cell of pixels, its decoder paints the cell in that
+colour: a coarse image, as latents of Stable Diffusion are, but one that is understood. An AutoencoderKL with these
+weights does exactly that, in spite of its nonlinear layers:
+
+- a residual block whose last layer is zero is the identity;
+- beside each colour travels its negative, and silu(x) − silu(−x) = x;
+- two constant channels, ±32, dominate the variance of the last GroupNorm, which therefore multiplies by a constant, to
+  within 0.1 % for pixels in [−1, 1].
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from marigold_jax.models import unet, vae
+from marigold_jax.models.functional import Params, abstract, initialise
+from marigold_jax.weights.checkpoint import Checkpoint, Component
+
+COLORS = 3
+WIDTH = 8  # of the VAE: three colours, their negatives, two constants
+CONSTANT = 32.0
+PROMPT_WIDTH = 16
+LAST_OF_BRANCH = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
+# Marigold's own (prs-eth/marigold-depth-v1-1): Stable Diffusion's schedule, rescaled to end in pure noise.
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0) -> Checkpoint:
+    """Returns a checkpoint with a fresh UNet of the given `widths`, one for each level, multiples of 16.
+
+    Attention is in the two lowest levels. `cell`: pixels to a latent, along one side; a power of two. Raises ValueError
+    where a number is not as said.
+    """
+    if len(widths) < 2 or any(width % 16 for width in widths) or cell & (cell - 1):
+        raise ValueError(
+            f"scratch: widths {widths}, cell {cell}: wanted two or more multiples of 16, and a power of two"
+        )
+    plain = len(widths) - 2
+    unet_config = unet.UNetConfig(
+        in_channels=2 * COLORS,
+        out_channels=COLORS,
+        block_out_channels=widths,
+        down_block_types=(*["DownBlock2D"] * plain, *["CrossAttnDownBlock2D"] * 2),
+        up_block_types=(*["CrossAttnUpBlock2D"] * 2, *["UpBlock2D"] * plain),
+        layers_per_block=1,
+        attention_head_dim=tuple(width // 16 for width in widths),
+        cross_attention_dim=PROMPT_WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+    structure, params = initialise(lambda rngs: unet.UNet(unet_config, rngs), seed)
+    levels = cell.bit_length()
+    vae_config = vae.VAEConfig(
+        block_out_channels=(WIDTH,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=COLORS,
+        norm_num_groups=1,
+        scaling_factor=2.0,  # pixels of most images deviate by about a half
+    )
+    vae_structure, shapes = abstract(lambda rngs: vae.VAE(vae_config, rngs))
+    return Checkpoint(
+        unet=Component(unet_config, structure, {path: quiet(path, array) for path, array in params.items()}),
+        vae=Component(vae_config, vae_structure, cell_means({path: x.shape for path, x in shapes.items()})),
+        empty_prompt={length: np.zeros((length, PROMPT_WIDTH), np.float32) for length in (2, 77)},
+        scheduler=SCHEDULER,
+        description={"_class_name": "MarigoldDepthPipeline"},
+        folder=Path("scratch"),
+    )
+
+
+def quiet(path: str, array: jax.Array) -> jax.Array:
+    """Every residual branch begins as zero, as does the output: the network learns several times faster at first."""
+    return jnp.zeros_like(array) if path.endswith(LAST_OF_BRANCH) else array
+
+
+def cell_means(shapes: dict[str, tuple[int, ...]]) -> Params:
+    """The VAE's parameters: see above. What is not named here is zero."""
+    params = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    colors = np.arange(COLORS)
+    for path, array in params.items():
+        if path.endswith("scale"):
+            array[:] = 1
+        elif path.endswith("downsamplers.0.conv.kernel"):
+            array[:2, :2] = np.eye(WIDTH) / 4  # the mean of two by two pixels; the padding is at the other end
+        elif path.endswith("upsamplers.0.conv.kernel"):
+            array[1, 1] = np.eye(WIDTH)
+    for half in ("encoder", "decoder"):
+        enter, leave = params[f"{half}.conv_in.kernel"], params[f"{half}.conv_out.kernel"]
+        enter[1, 1, colors, colors], enter[1, 1, colors, COLORS + colors] = 1, -1
+        params[f"{half}.conv_in.bias"][2 * COLORS :] = CONSTANT, -CONSTANT
+        # The deviation of the eight channels, but for the colours' own small part.
+        params[f"{half}.conv_norm_out.scale"][:] = CONSTANT * (2 / WIDTH) ** 0.5
+        leave[1, 1, colors, colors], leave[1, 1, COLORS + colors, colors] = 1, -1
+    # The other half of the moments is the logarithm of a variance: none to speak of.
+    params["encoder.conv_out.bias"][COLORS:] = -30
+    for layer in ("quant_conv", "post_quant_conv"):
+        params[f"{layer}.kernel"][0, 0] = np.eye(len(params[f"{layer}.bias"]))
+    return {path: jnp.asarray(array) for path, array in params.items()}

@@ -1,0 +1,288 @@
+"""The training program, through its real command line where processes matter: killed, stopped, resumed, exported.
+
+Run by hand: `python -m pytest tests/train_program.py`. Not part of the suite yet: after a kill, a resumed run once gave
+another validation score than the undisturbed one, with equal losses. Until that is understood it would fail at random.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+from jax.sharding import Mesh
+from PIL import Image
+from safetensors.numpy import load_file
+
+from marigold_jax import Marigold, runs, sharding, train
+from marigold_jax.data.primitives import Primitives
+
+ROOT = Path(__file__).parent.parent
+STEPS = 6
+SMALL = {  # the quickstart, shrunken
+    "model.widths": (16, 16),
+    "model.description.default_processing_resolution": 24,
+    "data.size": (16, 24),
+    "data.batch_size": 8,
+    "data.accumulation": 2,
+    "optim.warmup_steps": 2,
+    "optim.learning_rate": 1e-3,
+    "run.steps": STEPS,
+    "run.log_every": 1,
+    "run.checkpoint_every": 2,
+    "run.evaluate_every": 3,
+    "run.validation_images": 2,
+}
+
+
+def load_config(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def small_config(**changes):
+    config = load_config("quickstart")
+    config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
+    return config.lock()
+
+
+def command(workdir, *more):
+    flags = []
+    for key, value in SMALL.items():
+        flags += [f"--config.{key}={item}" for item in (value if isinstance(value, tuple) else (value,))]
+    program = [sys.executable, "-m", "marigold_jax.train", "--config", "configs/quickstart.py", "--workdir", workdir]
+    return [*map(str, program), *flags, *more]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of the subprocesses: one device, light compiling, and one compilation cache for all of them."""
+    cache = tmp_path_factory.mktemp("cache")
+    changes = {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+    return os.environ | changes
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+    def run(arguments, status=0):
+        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, run):
+    """The folder of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    run(command(workdir))
+    return workdir
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(workdir):
+    """All that a run computed; not how fast."""
+    scalars = [{key: value for key, value in line.items() if key != "samples_per_second"} for line in records(workdir)]
+    weights = load_file(workdir / "export" / "unet" / "diffusion_pytorch_model.safetensors")
+    return scalars, weights
+
+
+def assert_same(workdir, reference):
+    (scalars, weights), (wanted_scalars, wanted_weights) = results(workdir), results(reference)
+    assert scalars == wanted_scalars
+    assert weights.keys() == wanted_weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, wanted_weights[name], err_msg=name)
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        file = workdir / "metrics.jsonl"
+        if file.is_file() and file.read_text().count("\n") >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"the run did not come to step {step}")
+
+
+# -------------------------------------------------------------------------------------------------------- one whole run
+
+
+def test_a_run_leaves_what_is_promised(reference):
+    config = json.loads((reference / "config.json").read_text())
+    assert set(config) == {"model", "data", "objective", "optim", "run"}
+    assert config["model"]["widths"] == [16, 16]
+    lines = records(reference)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert {"loss", "lr", "grad_norm", "skipped"} <= set(lines[0])
+    assert all(line["samples_per_second"] > 0 for line in lines[1:])
+    assert [line["step"] for line in lines if "abs_rel" in line] == [3, 6]
+    assert lines[0]["lr"] == 0 and lines[2]["lr"] == pytest.approx(1e-3)
+    assert [path.name for path in sorted((reference / "panels").iterdir())] == ["step_000003.png", "step_000006.png"]
+    assert list((reference / "tensorboard").glob("events.*"))
+
+
+def test_the_export_loads_here_and_in_diffusers(reference):
+    pipe = Marigold.from_pretrained(reference / "export")
+    no_text = {"text_encoder": None, "tokenizer": None}  # Marigold reads none but the empty prompt, given below
+    theirs = diffusers.MarigoldDepthPipeline.from_pretrained(reference / "export", **no_text)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.empty_text_embedding = torch.zeros(1, 2, 16)
+    image = Primitives(1, (16, 24))[0]["rgb"]
+    latents = np.random.default_rng(0).standard_normal((1, 4, 6, 3), np.float32)
+    ours = pipe(image, latents=latents).prediction
+    nchw = torch.from_numpy(np.moveaxis(latents, -1, 1).copy())
+    wanted = theirs(Image.fromarray(image), latents=nchw, num_inference_steps=1, processing_resolution=0).prediction
+    np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------- killed, stopped, damaged
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_disturbed_run_ends_as_an_undisturbed_one(number, reference, run, environment, tmp_path):
+    workdir = tmp_path / "run"
+    step = random.Random(int(number)).randrange(1, STEPS)
+    process = subprocess.Popen(
+        command(workdir), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for_step(process, workdir, step)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    if number != signal.SIGKILL:
+        assert process.returncode == 0, output
+        assert "give the same command again" in output or "finished" in output
+        saved = runs.Checkpoints(workdir / "checkpoints").steps()[-1]
+        assert saved == records(workdir)[-1]["step"] >= step
+    run(command(workdir))
+    assert_same(workdir, reference)
+
+
+def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(workdir / "export")
+    newest = runs.Checkpoints(workdir / "checkpoints").path(STEPS)
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    done = run(command(workdir))
+    assert re.search(rf"{STEPS:08d} is corrupt .*going on from step 4", done.stdout + done.stderr)
+    assert_same(workdir, reference)
+
+
+def test_a_full_disk_costs_one_line_and_no_checkpoint(reference, run, tmp_path):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(workdir / "export")
+    shutil.rmtree(runs.Checkpoints(workdir / "checkpoints").path(STEPS))
+    # A limit on the size of files stands for a disk that is full: writing fails, though with another reason.
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", *command(workdir)]
+    done = run(limited, status=1)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "could not be written" in last and "step 4 is safe" in last
+    assert runs.Checkpoints(workdir / "checkpoints").steps()[-1] == 4
+    run(command(workdir))
+    assert_same(workdir, reference)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_wrong_flags_cost_one_line(run, tmp_path):
+    for flag, complaint in {
+        "--config.data.batchsize=3": "no such configuration key: batchsize",
+        "--config.data.batch_size=many": "batch_size",
+        "--nonsense=1": "nonsense",
+    }.items():
+        done = run(command(tmp_path / "run", flag), status=2)
+        assert complaint in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_another_configuration_is_refused(reference):
+    with pytest.raises(ValueError, match=r"optim.learning_rate was 0.001, is 0.1. Name another --workdir"):
+        train.train(small_config(optim__learning_rate=0.1), reference)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hypersim_vkitti"])
+def test_every_configuration_key_is_read(name):
+    """Either as `config.section.key` (or through a name given to the section), or with its section as a whole."""
+    source = (ROOT / "marigold_jax" / "train.py").read_text()
+    read = set(re.findall(r"(?:config\.)?\b(model|data|objective|optim|run)\.(\w+)", source))
+    whole = set(re.findall(r"\*\*config\.(\w+)|dict\(config\.(\w+)\)", source))
+    whole = {section for pair in whole for section in pair if section}
+    config = load_config(name)
+    for section, keys in config.items():
+        unread = set() if section in whole else {key for key in keys if (section, key) not in read}
+        assert not unread, f"{name}: {section}.{sorted(unread)} is read by nobody"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hypersim_vkitti"])
+def test_a_configuration_begins_with_its_command(name):
+    docstring = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
+    assert f"python -m marigold_jax.train --config configs/{name}.py --workdir" in docstring
+
+
+# ----------------------------------------------------------------------------------------------- here, on eight devices
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """`train` in this process: signals and the compilation cache are as before when the test is over."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+
+    def call(workdir, devices, **changes):
+        def mesh(fsdp):
+            chosen = np.array(jax.devices()[:devices]).reshape(-1, fsdp)
+            return Mesh(chosen, sharding.AXES)
+
+        monkeypatch.setattr(train.sharding, "make_mesh", mesh)
+        train.train(small_config(**changes), workdir)
+        return [line["loss"] for line in records(workdir)]
+
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# Made on 2026-11-22 with jax 0.10.2 on a CPU. They may move with what is trained (model, noise, data, optimiser), never
+# with how the program is written; a change here belongs into the changelog.
+GOLDEN = (1.522540, 1.393737, 1.371201, 1.362188)
+
+
+def test_golden_losses_on_one_device_and_on_eight(here, tmp_path):
+    one = here(tmp_path / "one", 1, run__steps=4, run__evaluate_every=0)
+    np.testing.assert_allclose(one, GOLDEN, rtol=1e-4)
+    # Two steps on eight devices, with the parameters split over two; then on to the end on a single one.
+    changed = here(tmp_path / "eight", 8, run__steps=2, run__evaluate_every=0, run__fsdp=2)
+    np.testing.assert_allclose(changed, one[:2], rtol=1e-5)
+    changed = here(tmp_path / "eight", 1, run__steps=4, run__evaluate_every=0)
+    np.testing.assert_allclose(changed, one, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 2: .* not finite 2 times in a row; lower config.optim"):
+        here(tmp_path / "run", 1, run__max_skipped=2, run__evaluate_every=0, objective__strength=float("inf"))
