@@ -4,9 +4,9 @@
 
 A small run goes through undisturbed. Another of the same configuration is killed with SIGKILL at random moments, while
 it starts, trains, evaluates, writes checkpoints or exports, and started again with the same command after each kill,
-until it has survived `--kills` of them and comes to its end. Every loss and every weight must then be the same to the
-last bit. The moments follow from `--seed`; they are spread over one and a half times what a start and the way to the
-next checkpoint take.
+until it has survived `--kills` of them and comes to its end. Every loss, every validation score and every weight must
+then be the same to the last bit. The moments follow from `--seed`; they are spread over one and a half times what a
+start and the way to the next checkpoint take.
 """
 
 import argparse
@@ -43,11 +43,13 @@ def command(workdir: Path, steps: int) -> list[str]:
     return [*program, "--workdir", str(workdir), *flags]
 
 
-def results(workdir: Path) -> tuple[dict[int, float], dict[str, np.ndarray]]:
-    """The loss of each step, and the exported weights."""
+def results(workdir: Path) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    """All that each step reported (loss, validation, ...) but its speed, and the exported weights."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("samples_per_second", None), line.pop("mfu", None)
     weights = load_file(workdir / "export" / "unet" / "diffusion_pytorch_model.safetensors")
-    return {line["step"]: line["loss"] for line in lines}, weights
+    return lines, weights
 
 
 def main() -> int:
@@ -86,10 +88,10 @@ def main() -> int:
             return 1
         if kills >= arguments.kills or starts > 10 * arguments.kills:
             break
-    (losses, weights), (wanted_losses, wanted_weights) = results(killed), results(undisturbed)
-    same = losses == wanted_losses and weights.keys() == wanted_weights.keys()
+    (reports, weights), (wanted_reports, wanted_weights) = results(killed), results(undisturbed)
+    same = reports == wanted_reports and weights.keys() == wanted_weights.keys()
     same = same and all(np.array_equal(array, wanted_weights[name]) for name, array in weights.items())
-    print(f"{kills} kills, {starts} starts, {len(losses)} steps: {'not a bit differs' if same else 'DIFFERENT'}")
+    print(f"{kills} kills, {starts} starts, {len(reports)} steps: {'not a bit differs' if same else 'DIFFERENT'}")
     return 0 if same else 1
 
 

@@ -2,8 +2,10 @@
 
     python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
-It shows the whole way, from images to a checkpoint that `predict` loads, not what Marigold can do: rooms of boxes and
-spheres lit by a torch, a UNet of 2.7 M parameters, no pretrained knowledge. Look at runs/quickstart/panels/.
+Two and a half minutes on two CPU cores. In the end AbsRel is 0.163 and δ1 0.786 on scenes that it has not seen, where
+a constant depth gets 0.394 and 0.387. This is the whole way, from images to a checkpoint that `predict` loads, not what
+Marigold can do: rooms of boxes and spheres lit by a torch, a UNet of 2.7 M parameters, no pretrained knowledge. Look at
+the panels.
 
 - The VAE is not learned. Its latent is the mean colour of 4 x 4 pixels, which an AutoencoderKL with suitable weights
   computes exactly (`marigold_jax/weights/scratch.py`). Learning one first would take longer than all the rest.

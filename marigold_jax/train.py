@@ -116,13 +116,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     reporter = progress.Progress(workdir, first, last, data.batch_size * data.accumulation, speak=speaks)
 
     # ------------------------------------------------------------------------------------------------------- The loop
-    count = progress.flops_counter(jax.grad(objective, has_aux=True))
-    metrics = None
+    count, metrics = progress.flops_counter(jax.grad(objective, has_aux=True)), None
     for step in range(first, last):
         if signals:
             break
         # That of the step before is known by now, so that asking for it does not hold up the device.
         if metrics is not None and (skipped := int(metrics["skipped"])) >= config.run.max_skipped:
+            checkpoints.finish()
             raise FloatingPointError(
                 f"step {step}: loss or gradients were not finite {skipped} times in a row; lower "
                 f"config.optim.learning_rate, or compute in float32, and start anew, or from {checkpoints.folder}"

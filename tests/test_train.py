@@ -1,8 +1,4 @@
-"""The training program, through its real command line where processes matter: killed, stopped, resumed, exported.
-
-Run by hand: `python -m pytest tests/train_program.py`. Not part of the suite yet: after a kill, a resumed run once gave
-another validation score than the undisturbed one, with equal losses. Until that is understood it would fail at random.
-"""
+"""The training program, through its real command line where processes matter: killed, stopped, resumed, exported."""
 
 import ast
 import importlib.util
@@ -26,7 +22,7 @@ from jax.sharding import Mesh
 from PIL import Image
 from safetensors.numpy import load_file
 
-from marigold_jax import Marigold, runs, sharding, train
+from marigold_jax import Marigold, progress, runs, sharding, train
 from marigold_jax.data.primitives import Primitives
 
 ROOT = Path(__file__).parent.parent
@@ -266,6 +262,35 @@ def here(monkeypatch, tmp_path):
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_utilisation_is_reported_where_the_peak_is_known(tmp_path, monkeypatch):
+    for kind, peak in {
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5": 459e12,
+        "NVIDIA L40S": None,
+        "cpu": None,
+    }.items():
+        assert progress.peak_flops(kind) == peak, kind
+    matrix = np.ones((64, 32), np.float32)
+    assert progress.flops_counter(jax.numpy.dot)(matrix, matrix.T) == 0  # a CPU
+    monkeypatch.setattr(progress, "peak_flops", lambda kind: 1e9)
+    assert progress.flops_counter(jax.numpy.dot)(matrix, matrix.T) == pytest.approx(2 * 64 * 64 * 32, rel=0.05)
+    reporter = progress.Progress(tmp_path, 0, 4, samples_per_step=8)
+    reporter.record(2, {"loss": float("nan")}, flops_per_step=1e6)
+    (line,) = records(tmp_path)
+    assert line["loss"] is None
+    assert line["mfu"] == pytest.approx(line["samples_per_second"] / 8 * 1e6 / (1e9 * 8), rel=1e-6)
+
+
+def test_lines_that_will_be_repeated_are_dropped(tmp_path):
+    lines = ['{"step": 1}', '{"step": 2}', '{"step": 3}', '{"ste']  # a kill cut the last one short
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    progress.Progress(tmp_path, 2, 4, samples_per_step=1).close()
+    assert [line["step"] for line in records(tmp_path)] == [1, 2]
 
 
 # Made on 2026-11-22 with jax 0.10.2 on a CPU. They may move with what is trained (model, noise, data, optimiser), never
