@@ -47,13 +47,24 @@ def _median_and_deviation(maps):
     return median, lower_median(jnp.abs(maps - median[None]))
 
 
+def _weighted_sum(weights, maps):
+    # Unrolled over the members: on a CPU, XLA reduces over a leading axis 70 times slower.
+    return sum(weight * member for weight, member in zip(weights, maps, strict=True))
+
+
+def _mean(maps):
+    return _weighted_sum(jnp.full(maps.shape[0], 1 / maps.shape[0]), maps)
+
+
 def _mean_and_deviation(maps):
-    return jnp.mean(maps, axis=0), jnp.std(maps, axis=0, ddof=1)
+    mean = _mean(maps)
+    freedom = maps.shape[0] - 1
+    return mean, jnp.sqrt(_weighted_sum(jnp.full(maps.shape[0], 1 / freedom), (maps - mean[None]) ** 2))
 
 
 REDUCTIONS = {  # name: (the merged map alone, the merged map and its spread)
     "median": (lower_median, _median_and_deviation),
-    "mean": (partial(jnp.mean, axis=0), _mean_and_deviation),
+    "mean": (_mean, _mean_and_deviation),
 }
 
 # ---- Aligners: maps in about [0, 1] -> (scale, shift, trust) of each, so that scale * map + shift agree --------------
@@ -228,9 +239,8 @@ def ensemble_depth(
     scale, shift, trust = aligners[method](maps[:, rows][:, :, columns], sample_mask, shift_invariant=shift_invariant)
     maps = scale[:, None, None] * maps + shift[:, None, None]
     # Who is not trusted abstains: the vote goes to the consensus instead. (The mean then is the trust-weighted mean.)
-    trust = trust[:, None, None]
-    consensus = jnp.sum(trust * maps, axis=0, keepdims=True) / jnp.sum(trust)
-    depth, uncertainty = merge(consensus + trust * (maps - consensus))
+    consensus = _weighted_sum(trust / jnp.sum(trust), maps)[None]
+    depth, uncertainty = merge(consensus + trust[:, None, None] * (maps - consensus))
 
     low, high = _extrema(depth, mask, from_zero=not shift_invariant)
     span = jnp.maximum(high - low, TINY)
@@ -272,10 +282,10 @@ def ensemble_normals(
     if reduction not in ("closest", "mean"):
         raise ValueError(f"reduction must be 'closest' or 'mean', got {reduction!r}.")
     maps = maps.astype(jnp.float32)
-    mean = jnp.mean(maps, axis=0)
+    mean = _mean(maps)
     mean = mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), TINY)
     cosine = jnp.clip(jnp.sum(mean[None] * maps, axis=-1), -1.0, 1.0)  # e h w
-    uncertainty = jnp.mean(jnp.arccos(cosine), axis=0) / jnp.pi
+    uncertainty = _mean(jnp.arccos(cosine)) / jnp.pi
     if reduction == "mean":
         return mean, uncertainty
     closest = jnp.argmax(cosine, axis=0)
