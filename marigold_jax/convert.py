@@ -3,8 +3,8 @@
     python -m marigold_jax.convert --source prs-eth/marigold-depth-v1-1 --output marigold-native
     python -m marigold_jax.convert --source stable-diffusion-2 --output sd2-inflated --to diffusers --inflate marigold
 
-The native layout loads several times faster, onto any number of devices, and no longer needs the text encoder. The
-diffusers layout is what PyTorch users load.
+The native layout loads onto any number of devices, each reading its own share, and no longer needs the text encoder.
+The diffusers layout is what PyTorch users load. On one device both load equally fast.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 | layout    | what it is for                                | marked by          |
 |-----------|-----------------------------------------------|--------------------|
 | diffusers | exchange: what the authors publish            | `model_index.json` |
-| native    | Orbax: loads fast, and onto any sharding      | `marigold.json`    |
+| native    | Orbax: loads onto any sharding, in shares     | `marigold.json`    |
 """
 
 import dataclasses

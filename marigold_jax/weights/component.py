@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from marigold_jax.weights.tensors import Tensors
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+READERS = 4  # tensors read and transposed at the same time
 
 
 def load_component(
     folder: Path, config_class: type, module: Callable, fixed: Mapping[str, Any], dtype: Any = jnp.float32
 ) -> tuple[Any, Structure, Params]:
-    """Configuration, structure and parameters, one tensor at a time, each cast to `dtype`.
+    """Configuration, structure and parameters, a few tensors at a time, each cast to `dtype`.
 
     Raises FileNotFoundError, or ValueError that names the folder and everything in it that does not fit.
     """
@@ -33,10 +35,13 @@ def load_component(
         matches = names.match({path: array.shape for path, array in shapes.items()}, tensors.shapes)
     except ValueError as error:
         raise ValueError(f"{tensors}: {error}") from error
-    params = {}
-    for path, name in matches.items():
-        array = names.from_checkpoint(path, shapes[path].ndim, tensors.read(name))
-        params[path] = jax.device_put(np.ascontiguousarray(array, dtype=dtype))
+
+    def read(path):
+        array = names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
+        return jax.device_put(np.ascontiguousarray(array, dtype=dtype))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        params = dict(zip(matches, pool.map(read, matches), strict=True))
     return config, structure, params
 
 
