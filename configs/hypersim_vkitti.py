@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
             },
             "optim": {
                 "name": "adam",
+                "lora_rank": 0,  # of corrections to attention, which then alone train; 0 trains everything
                 "learning_rate": 3e-5,
                 "total_steps": 25_000,  # of the decay to final_ratio
                 "final_ratio": 0.01,

@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
             },
             "optim": {
                 "name": "adam",
+                "lora_rank": 0,  # of corrections to attention, which then alone train; 0 trains everything
                 "learning_rate": 2e-3,
                 "total_steps": 500,
                 "final_ratio": 0.05,

@@ -1,7 +1,8 @@
 """Low-rank adaptation of attention (LoRA, arXiv 2106.09685): train a small correction to each projection's kernel.
 
-A kernel W (in, out) becomes W + scale · A B, with A (in, rank) random and B (rank, out) zero at first, so that training
-starts from the base model itself. `scale` is alpha / rank.
+A kernel W (in, out) becomes W + A · B, with A (in, rank) random and B (rank, out) zero at first, so that training
+starts from the base model itself. (In PEFT's words: alpha equals the rank.) `conv_in`, the layer that learns to read
+two latents where Stable Diffusion read one, is small and trains as a whole.
 """
 
 import re
@@ -14,11 +15,12 @@ from marigold_jax.models.functional import Params
 from marigold_jax.objectives import Objective
 
 ADAPTED = re.compile(r"(.*\.attn[12]\.to_(?:q|k|v|out))\.kernel")
+WHOLE = ("conv_in.kernel", "conv_in.bias")
 A, B = "lora_A.kernel", "lora_B.kernel"
 
 
 def init(params: Params, rank: int, key: PRNGKeyArray) -> Params:
-    """Returns the tree that trains: `<projection>.lora_A.kernel` and `<projection>.lora_B.kernel` for each projection.
+    """Returns the tree that trains: `conv_in`, and `<projection>.lora_A.kernel` and `.lora_B.kernel` of projections.
 
     A is uniform in ±1 / √in, as PEFT draws it; B is zero.
 
@@ -28,7 +30,7 @@ def init(params: Params, rank: int, key: PRNGKeyArray) -> Params:
     projections = sorted(match[1] for match in map(ADAPTED.fullmatch, params) if match)
     if not projections or rank < 1:
         raise ValueError(f"lora: rank is {rank} and {len(projections)} projections match; wanted at least 1 of each")
-    lora = {}
+    lora = {name: params[name] for name in WHOLE if name in params}
     for path, one in zip(projections, jax.random.split(key, len(projections)), strict=True):
         inputs, outputs = params[f"{path}.kernel"].shape
         bound = inputs**-0.5
@@ -37,17 +39,21 @@ def init(params: Params, rank: int, key: PRNGKeyArray) -> Params:
     return lora
 
 
-def merge(params: Params, lora: Params, scale: float) -> Params:
-    """Returns the base parameters with every correction added: for the forward pass, and for export."""
-    projections = [name.removesuffix(f".{A}") for name in lora if name.endswith(A)]
-    corrections = {path: scale * (lora[f"{path}.{A}"] @ lora[f"{path}.{B}"]) for path in projections}
-    return dict(params) | {f"{path}.kernel": params[f"{path}.kernel"] + x for path, x in corrections.items()}
+def merge(params: Params, trained: Params) -> Params:
+    """Returns the base parameters with all that trained in place: for the forward pass, and for export.
+
+    Works for any training: what `trained` holds whole replaces what the base has, corrections are added to it.
+    """
+    projections = [name.removesuffix(f".{A}") for name in trained if name.endswith(A)]
+    corrections = {path: trained[f"{path}.{A}"] @ trained[f"{path}.{B}"] for path in projections}
+    whole = {name: array for name, array in trained.items() if not name.endswith((A, B))}
+    return {**params, **whole, **{f"{path}.kernel": params[f"{path}.kernel"] + x for path, x in corrections.items()}}
 
 
-def adapt(objective: Objective, scale: float) -> Objective:
+def adapt(objective: Objective) -> Objective:
     """Returns the objective as a function of the LoRA tree alone; the base parameters go into `frozen["unet"]`."""
 
-    def adapted(lora, frozen, batch, key):
-        return objective(merge(frozen["unet"], lora, scale), frozen, batch, key)
+    def adapted(trained, frozen, batch, key):
+        return objective(merge(frozen["unet"], trained), frozen, batch, key)
 
     return adapted

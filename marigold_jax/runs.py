@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
+from marigold_jax import lora
 from marigold_jax.models.functional import Params
 from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
@@ -248,8 +249,8 @@ def _first_line(error: Exception) -> str:
 
 
 def trained(base: Checkpoint, params: Params, layout: Layout) -> Checkpoint:
-    """Returns the checkpoint with these parameters in its UNet, whole on one device of each process."""
-    gathered = jax.jit(lambda params: params, out_shardings=layout.replicated)(params)
+    """Returns the checkpoint with what trained in its UNet, which is whole on one device of each process."""
+    gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(base.unet.params, params)
     local = jax.tree.map(lambda x: x.addressable_data(0), gathered)
     return dataclasses.replace(base, unet=dataclasses.replace(base.unet, params=local))
 
@@ -291,7 +292,7 @@ def exported(workdir: Path) -> Path:
     like = {key: wanted if key == chosen else jax.tree.map(lambda x: ..., shapes[key]) for key in shapes}
     params = ocp.load(newest, like)[chosen]
     base = start_from(**config["model"])
-    trained_unet = dataclasses.replace(base.unet, params=params)
+    trained_unet = dataclasses.replace(base.unet, params=lora.merge(base.unet.params, params))
     return export(dataclasses.replace(base, unet=trained_unet), steps[-1], workdir)
 
 

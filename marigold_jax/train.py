@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, progress, runs, sharding
+from marigold_jax import compilation, lora, progress, runs, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
@@ -61,7 +61,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     base = runs.start_from(**config.model.to_dict())
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
-    frozen = layout.place({"vae": base.vae.params, "empty_prompt": jnp.asarray(base.empty_prompt[2])})
+    frozen = {"vae": base.vae.params, "empty_prompt": jnp.asarray(base.empty_prompt[2])}
 
     # ----------------------------------------------------------------------------------------------------------- Data
     data, target = config.data, TARGETS[config.model.prediction][0]
@@ -94,13 +94,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if (name := options.pop("name")) not in OBJECTIVES:
         raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name](*structures, schedule, target=config.model.prediction, **options)
-    optim = config.optim
+    optim, params = config.optim, base.unet.params
+    if optim.lora_rank:
+        objective, frozen["unet"] = lora.adapt(objective), params
+        params = lora.init(params, optim.lora_rank, jax.random.key(config.run.seed))
+    frozen = layout.place(frozen)
     rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
     clip_norm, ema_decay = optim.clip_norm or None, optim.ema_decay or None
     optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
-    state = init_state(base.unet.params, optimiser, ema=ema_decay is not None, layout=layout)
-    # The state has its own copy of the weights; another would only take memory.
-    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, params={}))
+    state = init_state(params, optimiser, ema=ema_decay is not None, layout=layout)
+    # The state has its own copy of what trains; another would only take memory.
+    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, params=frozen.get("unet", {})))
+    del params
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
     accumulate, update = make_steps(objective, optimiser, **steps)
     weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported

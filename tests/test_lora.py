@@ -13,7 +13,7 @@ from marigold_jax.models.config import config_from_dict
 from marigold_jax.optimiser import make_optimiser
 from marigold_jax.training import init_state, make_steps
 
-RANK, SCALE = 3, 0.5
+RANK = 3
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def test_every_attention_projection_is_adapted_and_nothing_else(base, tree):
         for projection in ("to_q", "to_k", "to_v", "to_out")
     }
     assert len(transformers) == 4  # one in the encoder, one in the middle, two in the decoder
-    assert set(tree) == {f"{path}.lora_{side}.kernel" for path in paths for side in "AB"}
+    corrections = {f"{path}.lora_{side}.kernel" for path in paths for side in "AB"}
+    assert set(tree) == corrections | {"conv_in.kernel", "conv_in.bias"}
     for path in paths:
         inputs, outputs = base[f"{path}.kernel"].shape
         a, b = tree[f"{path}.lora_A.kernel"], tree[f"{path}.lora_B.kernel"]
@@ -48,7 +49,7 @@ def test_every_attention_projection_is_adapted_and_nothing_else(base, tree):
 
 
 def test_training_starts_from_the_base(base, tree):
-    merged = lora.merge(base, tree, SCALE)
+    merged = lora.merge(base, tree)
     assert merged.keys() == base.keys()
     for name in base:
         np.testing.assert_array_equal(merged[name], base[name])
@@ -56,12 +57,12 @@ def test_training_starts_from_the_base(base, tree):
 
 def test_merge_adds_the_product(base, tree):
     trained = {name: x + 1 if "lora_B" in name else x for name, x in tree.items()}
-    merged = lora.merge(base, trained, SCALE)
+    merged = lora.merge(base, trained)
     changed = {name for name in base if not np.array_equal(merged[name], base[name])}
     assert changed == {name.replace(".lora_A", "") for name in tree if ".lora_A" in name}
     path = min(changed).removesuffix(".kernel")
     a, b = (np.asarray(trained[f"{path}.lora_{side}.kernel"], np.float64) for side in "AB")
-    wanted = np.asarray(base[f"{path}.kernel"], np.float64) + SCALE * a @ b
+    wanted = np.asarray(base[f"{path}.kernel"], np.float64) + a @ b
     np.testing.assert_allclose(merged[f"{path}.kernel"], wanted, rtol=0, atol=1e-6)
 
 
@@ -77,7 +78,7 @@ def test_only_the_adapter_trains(base):
 
     tree = lora.init(frozen["unet"], RANK, jax.random.key(1))
     optimiser = make_optimiser("adam", optax.constant_schedule(3e-2))
-    accumulate, update = make_steps(lora.adapt(objective, SCALE), optimiser, accumulation=1, seed=0)
+    accumulate, update = make_steps(lora.adapt(objective), optimiser, accumulation=1, seed=0)
     state = init_state(tree, optimiser)
     losses = []
     for step in range(100):
@@ -87,7 +88,7 @@ def test_only_the_adapter_trains(base):
     assert losses[-1] < 1e-3 * losses[0]
     assert set(state["params"]) == {f"{path}.lora_A.kernel", f"{path}.lora_B.kernel"}
     np.testing.assert_array_equal(frozen["unet"][f"{path}.kernel"], base[f"{path}.kernel"])
-    merged = lora.merge(frozen["unet"], state["params"], SCALE)
+    merged = lora.merge(frozen["unet"], state["params"])
     np.testing.assert_allclose(jnp.mean((merged[f"{path}.kernel"] - wanted) ** 2), losses[-1], rtol=0.5)
 
 
