@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from marigold_jax.models import functional, unet, vae
-from marigold_jax.objectives import REMAT, diffusion_objective
+from marigold_jax.objectives.contract import REMAT
+from marigold_jax.objectives.diffusion import diffusion_objective
 from marigold_jax.optimiser import iter_exponential, make_optimiser
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.training import init_state, make_steps

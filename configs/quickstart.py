@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
             },
             "objective": {
                 "name": "diffusion",
+                "prompt_length": 2,  # tokens of the empty prompt; 77 is the padded one
                 "noise": "multi_resolution",
                 "strength": 0.9,
                 "annealed": True,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from marigold_jax.models.functional import Params
-from marigold_jax.objectives import Objective
+from marigold_jax.objectives.contract import Objective
 
 ADAPTED = re.compile(r"(.*\.attn[12]\.to_(?:q|k|v|out))\.kernel")
 WHOLE = ("conv_in.kernel", "conv_in.bias")

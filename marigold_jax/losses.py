@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+SMALLEST_VARIANCE = 1e-12  # of a prediction that is not constant; its range is about 2
+
 
 def latent_mask(mask: Bool[Array, "b h w 1"], cell: int = 8) -> Bool[Array, "b i j 1"]:
     """Returns which latents count: those whose `cell` × `cell` pixels are all valid (arXiv 2312.02145).
@@ -27,3 +29,53 @@ def masked_mse(
     # Masked before it is squared, so that what is invalid has no gradient, be it infinite.
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
     return jnp.sum(error**2) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def scale_and_shift(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
+) -> tuple[Float32[Array, "b 1 1 1"], Float32[Array, "b 1 1 1"]]:
+    """Returns, for each image, the least-squares scale and shift from the prediction to the target; differentiable.
+
+    Both are 0 where the prediction is constant or nothing is valid (arXiv 2409.11355, as MiDaS before it).
+    """
+    valid = jnp.broadcast_to(mask, prediction.shape).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3), keepdims=True), 1.0)
+
+    def mean(x: Array) -> Array:
+        return jnp.sum(jnp.where(mask, x, 0.0), axis=(1, 2, 3), keepdims=True) / count
+
+    x, y = prediction.astype(jnp.float32), target.astype(jnp.float32)
+    x_mean, y_mean = mean(x), mean(y)
+    variance, covariance = mean((x - x_mean) ** 2), mean((x - x_mean) * (y - y_mean))
+    varies = variance > SMALLEST_VARIANCE
+    scale = jnp.where(varies, covariance / jnp.where(varies, variance, 1.0), 0.0)
+    return scale, jnp.where(varies, y_mean - scale * x_mean, 0.0)
+
+
+def scale_and_shift_invariant_l1(
+    prediction: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    mask: Bool[Array, "b h w 1"],
+    weight: Float[Array, " b"],
+) -> Float32[Array, ""]:
+    """Returns the mean over all valid elements of `weight` · |aligned prediction − target|; 0 where nothing is valid.
+
+    The alignment is part of what is differentiated. `weight` is each image's own: the target's unit, in metres.
+    """
+    scale, shift = scale_and_shift(prediction, target, mask)
+    valid = jnp.broadcast_to(mask, prediction.shape)
+    error = jnp.where(valid, scale * prediction.astype(jnp.float32) + shift - target.astype(jnp.float32), 0.0)
+    total = jnp.sum(jnp.abs(error) * weight[:, None, None, None])
+    return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def angular_error(
+    prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"], mask: Bool[Array, "b h w 1"]
+) -> Float32[Array, ""]:
+    """Returns the mean angle between normals, in radians, over all valid pixels; 0 where nothing is valid.
+
+    `target` holds unit vectors; the prediction should be shorter than 1 by a little, or its gradient may be infinite.
+    """
+    cosine = jnp.sum(prediction.astype(jnp.float32) * target.astype(jnp.float32), axis=-1, keepdims=True)
+    angle = jnp.where(mask, jnp.arccos(jnp.where(mask, jnp.clip(cosine, -1.0, 1.0), 0.0)), 0.0)
+    return jnp.sum(angle) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)

@@ -61,3 +61,9 @@ def depth_scores(
 ) -> dict[str, float]:
     """Returns `abs_rel` and `delta1` of one prediction in metres."""
     return {"abs_rel": abs_rel(prediction, depth, mask), "delta1": delta(prediction, depth, mask)}
+
+
+def psnr(prediction: Float[np.ndarray, "*shape"], truth: Float[np.ndarray, "*shape"], peak: float = 1.0) -> float:
+    """Returns the peak signal-to-noise ratio in decibels; `peak` is the length of the range of values."""
+    squared = np.mean((prediction.astype(np.float64) - truth.astype(np.float64)) ** 2)
+    return float(10 * np.log10(peak**2 / squared)) if squared else float("inf")

@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from marigold_jax import lora
 from marigold_jax.models.functional import Params
+from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
 from marigold_jax.weights.checkpoint import Checkpoint
@@ -54,6 +55,7 @@ def start_from(
     widths: Sequence[int] = (),
     cell: int = 4,
     seed: int = 0,
+    vae_widths: Sequence[int] = (),
 ) -> Checkpoint:
     """Returns the checkpoint that training starts from, its UNet wide enough for the image and the noisy target.
 
@@ -63,12 +65,12 @@ def start_from(
         scheduler: replaces these keys of the checkpoint's `scheduler_config.json`.
         description: adds these to the `model_index.json` of what will be exported (`default_denoising_steps`, ...).
         inflation_bias: for a plain Stable Diffusion; see `weights.checkpoint.inflate`.
-        widths, cell, seed: for "scratch"; see `weights.scratch.scratch`.
+        widths, cell, seed, vae_widths: for "scratch"; see `weights.scratch.scratch`.
     """
     if prediction not in PIPELINES:
         raise ValueError(f"model.prediction is {prediction!r}, wanted one of {', '.join(PIPELINES)}")
     if checkpoint == SCRATCH:
-        base = scratch(tuple(widths), cell, seed)
+        base = scratch(tuple(widths), cell, seed, tuple(vae_widths))
     else:
         base = checkpoints.inflate(checkpoints.load(resolve(checkpoint)), bias=inflation_bias)
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}
@@ -248,11 +250,14 @@ def _first_line(error: Exception) -> str:
 # ----------------------------------------------------------------------------------------------------------------- ends
 
 
-def trained(base: Checkpoint, params: Params, layout: Layout) -> Checkpoint:
-    """Returns the checkpoint with what trained in its UNet, which is whole on one device of each process."""
-    gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(base.unet.params, params)
-    local = jax.tree.map(lambda x: x.addressable_data(0), gathered)
-    return dataclasses.replace(base, unet=dataclasses.replace(base.unet, params=local))
+def trained(base: Checkpoint, component: str, params: Params, layout: Layout) -> Checkpoint:
+    """Returns the checkpoint with what trained in its "unet" or "vae", which is whole on one device of each process."""
+    gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(getattr(base, component).params, params)
+    return with_params(base, component, jax.tree.map(lambda x: x.addressable_data(0), gathered))
+
+
+def with_params(base: Checkpoint, component: str, params: Params) -> Checkpoint:
+    return dataclasses.replace(base, **{component: dataclasses.replace(getattr(base, component), params=params)})
 
 
 def export(checkpoint: Checkpoint, step: int, workdir: Path) -> Path:
@@ -292,8 +297,9 @@ def exported(workdir: Path) -> Path:
     like = {key: wanted if key == chosen else jax.tree.map(lambda x: ..., shapes[key]) for key in shapes}
     params = ocp.load(newest, like)[chosen]
     base = start_from(**config["model"])
-    trained_unet = dataclasses.replace(base.unet, params=lora.merge(base.unet.params, params))
-    return export(dataclasses.replace(base, unet=trained_unet), steps[-1], workdir)
+    component = OBJECTIVES[config["objective"]["name"]].trains
+    whole = lora.merge(getattr(base, component).params, params)
+    return export(with_params(base, component, whole), steps[-1], workdir)
 
 
 def _exported_step(workdir: Path) -> int | None:

@@ -9,7 +9,6 @@ load. The same command continues a run that was stopped, by whatever means, as i
 Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
 """
 
-import dataclasses
 import os
 import re
 import signal
@@ -29,20 +28,18 @@ from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.metrics import align, depth_scores
-from marigold_jax.objectives import TARGETS, diffusion_objective
+from marigold_jax.objectives import OBJECTIVES
+from marigold_jax.objectives.contract import TARGETS
 from marigold_jax.optimiser import iter_exponential, make_optimiser
-from marigold_jax.pipeline import Marigold
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.training import init_state, make_steps
+from marigold_jax.validation import VALIDATIONS
 
 config_flags.DEFINE_config_file("config", None, "The configuration, a Python file.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The run's folder; made if missing, continued if it holds this run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-OBJECTIVES = {"diffusion": diffusion_objective}
 BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val": {"count": 1000, "seed": 1}}
-PANEL_ROWS = 4
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -61,7 +58,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     base = runs.start_from(**config.model.to_dict())
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
-    frozen = {"vae": base.vae.params, "empty_prompt": jnp.asarray(base.empty_prompt[2])}
 
     # ----------------------------------------------------------------------------------------------------------- Data
     data, target = config.data, TARGETS[config.model.prediction][0]
@@ -93,10 +89,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     options = dict(config.objective)
     if (name := options.pop("name")) not in OBJECTIVES:
         raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
-    objective = OBJECTIVES[name](*structures, schedule, target=config.model.prediction, **options)
-    optim, params = config.optim, base.unet.params
+    prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
+    trains = OBJECTIVES[name].trains
+    objective = OBJECTIVES[name].make(*structures, schedule, target=config.model.prediction, **options)
+    optim, params = config.optim, getattr(base, trains).params
+    frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
     if optim.lora_rank:
-        objective, frozen["unet"] = lora.adapt(objective), params
+        objective, frozen[trains] = lora.adapt(objective), params
         params = lora.init(params, optim.lora_rank, jax.random.key(config.run.seed))
     frozen = layout.place(frozen)
     rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
@@ -104,7 +103,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
     state = init_state(params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
-    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, params=frozen.get("unet", {})))
+    base = runs.with_params(base, trains, frozen.get(trains, {}))
     del params
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
     accumulate, update = make_steps(objective, optimiser, **steps)
@@ -135,7 +134,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         accumulator, flops = None, 0.0
         for micro in range(data.accumulation):
             batch = next(loader)
-            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask")})
+            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span")})
             accumulator = accumulate(accumulator, state["params"], frozen, batch, step, micro)
             flops += count(state["params"], frozen, batch, jax.random.key(0))
         state, metrics = update(state, accumulator)
@@ -150,8 +149,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if evaluating:
             with reporter.paused():
-                estimator = Marigold(runs.trained(base, state[weights], layout))
-                scores, panel = evaluate(estimator, examples)
+                scores, panel = VALIDATIONS[trains](runs.trained(base, trains, state[weights], layout), examples)
                 if speaks:
                     save(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
                     reporter.picture("validation", done, panel)
@@ -173,7 +171,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if speaks and done < last:
         print(f"stopped after step {done}; give the same command again to go on", flush=True)
     elif speaks:
-        runs.export(runs.trained(base, state[weights], layout), done, workdir)
+        runs.export(runs.trained(base, trains, state[weights], layout), done, workdir)
         print(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout", flush=True)
 
 
@@ -181,15 +179,6 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
     if name in BUILT_IN:
         return Primitives(size=tuple(data.size), **BUILT_IN[name])
     return PreparedSplit(str(Path(data.data_dir) / name))
-
-
-def evaluate(estimator: Marigold, examples: list[dict[str, np.ndarray]]) -> tuple[dict[str, float], np.ndarray]:
-    """Mean AbsRel and δ1 of aligned predictions, and a panel of the first few. The noise is the same every time."""
-    rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
-    aligned = list(map(align, estimator(rgb, seed=0).prediction, depth, mask))
-    scores = list(map(depth_scores, aligned, depth, mask))
-    panel = panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
-    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}, panel
 
 
 def parse(argv: list[str]) -> list[str]:

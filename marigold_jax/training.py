@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array
 
 from marigold_jax.models.functional import Params
-from marigold_jax.objectives import Batch, Frozen, Metrics, Objective
+from marigold_jax.objectives.contract import Batch, Frozen, Metrics, Objective
 from marigold_jax.sharding import Layout
 
 TrainState = dict[str, Any]

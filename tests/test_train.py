@@ -50,8 +50,10 @@ def load_config(name):
     return module.get_config()
 
 
-def small_config(**changes):
+def small_config(objective=None, **changes):
     config = load_config("quickstart")
+    if objective:
+        config.objective = objective
     config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
     return config.lock()
 
@@ -321,6 +323,25 @@ def test_lora_is_one_line_and_merged_on_export(here, reference, tmp_path):
     runs.exported(tmp_path / "run")  # what `predict --checkpoint WORKDIR` calls, in a process of its own
     for name, array in load_file(tmp_path / "run" / file).items():
         np.testing.assert_allclose(array, after[name], atol=1e-7)
+
+
+def test_a_vae_is_trained_by_the_same_program(here, tmp_path):
+    changes = {"model__cell": 8, "model__vae_widths": (8, 8, 16, 16), "data__accumulation": 1, "data__size": (32, 48)}
+    objective = {"name": "autoencoder", "prompt_length": 2}
+    rate = {"optim__learning_rate": 3e-3, "optim__ema_decay": 0.0}
+    losses = here(tmp_path / "run", 1, run__steps=12, run__evaluate_every=12, objective=objective, **changes, **rate)
+    assert losses[-1] < 0.9 * losses[0]
+    assert {"psnr", "abs_rel"} <= records(tmp_path / "run")[-1].keys()
+    pipe = Marigold.from_pretrained(tmp_path / "run" / "export")
+    assert pipe(Primitives(1, (32, 48))[0]["rgb"]).prediction.shape == (1, 32, 48, 1)
+
+
+def test_end_to_end_continues_what_diffusion_began(here, reference, tmp_path):
+    start = {"model__checkpoint": str(reference / "export"), "optim__warmup_steps": 1}
+    objective = {"name": "end_to_end", "noise": "gaussian", "units": "normalised", "prompt_length": 77}
+    losses = here(tmp_path / "run", 8, run__steps=6, run__evaluate_every=6, objective=objective, **start)
+    assert losses[-1] < losses[0]
+    assert records(tmp_path / "run")[-1]["abs_rel"] < records(reference)[-1]["abs_rel"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):

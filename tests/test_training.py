@@ -16,7 +16,8 @@ from marigold_jax import noise, sharding
 from marigold_jax.losses import latent_mask, masked_mse
 from marigold_jax.models import functional, unet, vae
 from marigold_jax.models.config import config_from_dict
-from marigold_jax.objectives import REMAT, diffusion_draw, diffusion_loss, diffusion_objective
+from marigold_jax.objectives.contract import REMAT
+from marigold_jax.objectives.diffusion import diffusion_draw, diffusion_loss, diffusion_objective
 from marigold_jax.optimiser import iter_exponential, make_optimiser
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout, make_mesh

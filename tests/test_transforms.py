@@ -44,7 +44,9 @@ def torch_reference(sample, size, flip):
 def test_the_reference_way_equals_torch(flip, size):
     sample = transform(example(), size=size, flip=flip, **REFERENCE)
     want = torch_reference(example(), size, flip)
-    assert sample.keys() == want.keys()
+    assert sample.keys() == want.keys() | {"span"}
+    depth = example()["depth"][example()["mask"]].astype(np.float64)
+    np.testing.assert_allclose(sample["span"], np.diff(np.quantile(depth, (0.02, 0.98)))[0], rtol=1e-6)
     assert sample["mask"].dtype == bool and {sample[key].dtype for key in ("rgb", "depth", "target")} == {
         np.dtype("float32")
     }

@@ -5,19 +5,18 @@ import shutil
 import sys
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 import torch
 import transformers
-from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from marigold_jax import Marigold, convert
 from marigold_jax.models import clip, unet, vae
 from marigold_jax.models.functional import abstract
+from marigold_jax.sharding import Layout, make_mesh
 from marigold_jax.weights import checkpoint, empty_prompt, names, sources
 from marigold_jax.weights.tensors import Tensors
 
@@ -203,16 +202,14 @@ def test_native_checkpoint(original, tmp_path):
     assert Marigold.from_pretrained(tmp_path / "native").modality.name == "depth"
 
 
-def test_native_checkpoint_is_born_sharded(original, tmp_path):
+def test_native_checkpoint_is_born_sharded(original, tmp_path, monkeypatch):
     checkpoint.save(checkpoint.load(original), tmp_path / "native", "native")
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def sharding(name):
-        wide = name == "unet.conv_in.kernel"
-        return NamedSharding(mesh, PartitionSpec(None, None, None, "fsdp") if wide else PartitionSpec())
-
-    params = checkpoint.load(tmp_path / "native", sharding=sharding).unet.params
+    monkeypatch.setattr("marigold_jax.sharding.SMALLEST_SPLIT", 1000)
+    layout = Layout(make_mesh(fsdp=8), ((r"^unet\.", "fsdp"), ("", "replicate")))
+    native = checkpoint.load(tmp_path / "native", sharding=layout.sharding)
+    params = native.unet.params
     assert params["conv_in.kernel"].addressable_shards[0].data.shape == (3, 3, 8, 2)
+    assert native.vae.params["encoder.conv_in.kernel"].sharding.is_fully_replicated
     np.testing.assert_array_equal(params["conv_in.kernel"], checkpoint.load(original).unet.params["conv_in.kernel"])
 
 

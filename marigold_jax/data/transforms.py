@@ -23,8 +23,9 @@ def transform(
     """An example of `data.sources` as a sample, at `size` = (height, width), or at its own for None.
 
     The sample holds `rgb` float32 (H, W, 3) in [-1, 1]; `depth` float32 (H, W, 1) in metres, 0 where invalid; `target`
-    float32 (H, W, 1) in [-1, 1], near -1, far +1; `mask` bool (H, W, 1), True where valid; `normals` if the example has
-    them. `flip` mirrors it. An example without two different valid depths yields targets of zero and an empty mask.
+    float32 (H, W, 1) in [-1, 1], near -1, far +1; `span` float32 (), the metres from -1 to +1; `mask` bool (H, W, 1),
+    True where valid; `normals` if the example has them. `flip` mirrors it. An example without two different valid
+    depths yields targets of zero, an empty mask and no span.
     """
     if flip:
         example = mirror(example)
@@ -35,7 +36,8 @@ def transform(
     target, mask = normalise(maps["depth"], maps["mask"], limits)
     if far_fill and limits:
         target = np.where(mask, target, np.float32(1))
-    maps |= {"depth": np.where(mask, maps["depth"], np.float32(0)), "target": target, "mask": mask}
+    span = np.float32(limits[1] - limits[0] if limits else 0)
+    maps |= {"depth": np.where(mask, maps["depth"], np.float32(0)), "target": target, "span": span, "mask": mask}
     return {"rgb": _rgb(example["rgb"], size, antialias)} | maps
 
 

@@ -43,6 +43,9 @@ TEXT_COMPONENTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"
 INFLATION_BIAS = {"marigold": 1.0, "e2e_ft": 0.5}
 
 
+Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
 @dataclasses.dataclass(frozen=True)
 class Component:
     config: Any
@@ -66,11 +69,12 @@ class Checkpoint:
     folder: Path
 
 
-def load(folder: Path, dtype: Any = jnp.float32, sharding: Callable[[str], Any] = lambda name: None) -> Checkpoint:
+def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = None) -> Checkpoint:
     """Read a checkpoint folder of either layout.
 
-    `dtype`: of the parameters in memory. `sharding`: for a native checkpoint, from "unet.<path>" or "vae.<path>" to the
-    sharding each array is born with. Raises FileNotFoundError or ValueError with one line that names the file.
+    `dtype`: of the parameters in memory. `sharding`: for a native checkpoint, from "unet.<path>" or "vae.<path>" and a
+    shape to the sharding that each array is born with, as `marigold_jax.sharding.Layout.sharding`; None for one device.
+    Raises FileNotFoundError or ValueError with one line that names the file.
     """
     if (folder / NATIVE).is_file():
         return _load_native(folder, dtype, sharding)
@@ -119,16 +123,17 @@ def _prompt(folder: Path) -> EmptyPrompt:
     return prompt
 
 
-def _load_native(folder: Path, dtype: Any, sharding: Callable[[str], Any]) -> Checkpoint:
+def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpoint:
     from orbax.checkpoint import v1 as ocp
 
+    sharding = sharding or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     stored = read_json(folder / NATIVE)
     configs, structures, shapes = {}, {}, {}
     for name, (_, config_class, module, fixed) in COMPONENTS.items():
         config = configs[name] = config_from_dict(config_class, stored[name], fixed)
         structures[name], plain = abstract(lambda rngs, module=module, config=config: module(config, rngs))
         shapes[name] = {
-            path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(f"{name}.{path}") or _one_device())
+            path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(f"{name}.{path}", x.shape))
             for path, x in plain.items()
         }
     try:
@@ -143,10 +148,6 @@ def _load_native(folder: Path, dtype: Any, sharding: Callable[[str], Any]) -> Ch
         description=stored["description"],
         folder=folder,
     )
-
-
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers") -> None:

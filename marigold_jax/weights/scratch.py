@@ -44,20 +44,27 @@ SCHEDULER = {
 }
 
 
-def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0) -> Checkpoint:
+def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: tuple[int, ...] = ()) -> Checkpoint:
     """Returns a checkpoint with a fresh UNet of the given `widths`, one for each level, multiples of 16.
 
-    Attention is in the two lowest levels. `cell`: pixels to a latent, along one side; a power of two. Raises ValueError
-    where a number is not as said.
+    Attention is in the two lowest levels. `cell`: pixels to a latent, along one side; a power of two. `vae_widths`, one
+    for each halving and one more, multiples of 8, gives a fresh VAE that is yet to be trained, with latents of four
+    channels, in place of the exact one. Raises ValueError where a number is not as said.
     """
     if len(widths) < 2 or any(width % 16 for width in widths) or cell & (cell - 1):
         raise ValueError(
             f"scratch: widths {widths}, cell {cell}: wanted two or more multiples of 16, and a power of two"
         )
+    if vae_widths and (2 ** (len(vae_widths) - 1) != cell or any(width % 8 for width in vae_widths)):
+        raise ValueError(
+            f"scratch: vae_widths {vae_widths}, cell {cell}: wanted multiples of 8, {cell.bit_length()} of them"
+        )
+    vae_component = fresh_vae(vae_widths, seed) if vae_widths else exact_vae(cell.bit_length())
+    latent_channels = vae_component.config.latent_channels
     plain = len(widths) - 2
     unet_config = unet.UNetConfig(
-        in_channels=2 * COLORS,
-        out_channels=COLORS,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
         block_out_channels=widths,
         down_block_types=(*["DownBlock2D"] * plain, *["CrossAttnDownBlock2D"] * 2),
         up_block_types=(*["CrossAttnUpBlock2D"] * 2, *["UpBlock2D"] * plain),
@@ -68,23 +75,37 @@ def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0) -> Checkpoint
         use_linear_projection=True,
     )
     structure, params = initialise(lambda rngs: unet.UNet(unet_config, rngs), seed)
-    levels = cell.bit_length()
-    vae_config = vae.VAEConfig(
-        block_out_channels=(WIDTH,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=COLORS,
-        norm_num_groups=1,
-        scaling_factor=2.0,  # pixels of most images deviate by about a half
-    )
-    vae_structure, shapes = abstract(lambda rngs: vae.VAE(vae_config, rngs))
     return Checkpoint(
         unet=Component(unet_config, structure, {path: quiet(path, array) for path, array in params.items()}),
-        vae=Component(vae_config, vae_structure, cell_means({path: x.shape for path, x in shapes.items()})),
+        vae=vae_component,
         empty_prompt={length: np.zeros((length, PROMPT_WIDTH), np.float32) for length in (2, 77)},
         scheduler=SCHEDULER,
         description={"_class_name": "MarigoldDepthPipeline"},
         folder=Path("scratch"),
+    )
+
+
+def exact_vae(levels: int) -> Component:
+    """The VAE of cell means: see above."""
+    config = vae_config((WIDTH,) * levels, latent_channels=COLORS, norm_num_groups=1, scaling_factor=2.0)
+    structure, shapes = abstract(lambda rngs: vae.VAE(config, rngs))
+    return Component(config, structure, cell_means({path: x.shape for path, x in shapes.items()}))
+
+
+def fresh_vae(widths: tuple[int, ...], seed: int) -> Component:
+    """A VAE that knows nothing, whose residual branches begin as zero. Training keeps its latents at deviation 1."""
+    config = vae_config(widths, latent_channels=4, norm_num_groups=8, scaling_factor=1.0)
+    structure, params = initialise(lambda rngs: vae.VAE(config, rngs), seed)
+    silent = {path: jnp.zeros_like(x) if path.endswith("conv2.kernel") else x for path, x in params.items()}
+    return Component(config, structure, silent)
+
+
+def vae_config(widths: tuple[int, ...], **options: object) -> vae.VAEConfig:
+    return vae.VAEConfig(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        **options,
     )
 
 

@@ -1,69 +1,20 @@
-"""What is minimised: functions `(params, frozen, batch, key) -> (loss, metrics)`, one for each way of training.
+"""Marigold's objective (arXiv 2312.02145, section 3.2): denoise the target's latent beside the image's."""
 
-`params` are the parameters that train. `frozen` are the arrays that do not: `{"vae": params, "empty_prompt": (n, d)}`.
-A batch holds float32 images: `rgb` (b, h, w, 3) in [-1, 1], the key of its target (`TARGETS`), and optionally `mask`
-(b, h, w, 1), True where the target is valid; without one, everything counts. `metrics` are scalars to be logged.
-"""
-
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 from marigold_jax.losses import latent_mask, masked_mse
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
-from marigold_jax.noise import annealed_strength, gaussian, multi_resolution_noise, offset_noise
+from marigold_jax.noise import annealed_strength
+from marigold_jax.objectives.contract import NOISES, REMAT, TARGETS, Batch, Frozen, Metrics, Objective, cast, row
 from marigold_jax.schedule import NoiseSchedule
 
-Batch = Mapping[str, Array | np.ndarray]
-Frozen = Mapping[str, Any]
-Metrics = dict[str, Array]
-Objective = Callable[[Params, Frozen, Batch, PRNGKeyArray], tuple[Array, Metrics]]
 Draw = Callable[[PRNGKeyArray, tuple[int, int, int, int]], tuple[Array, Array]]
 Loss = Callable[[Params, Frozen, Batch, Array, Array], tuple[Array, Metrics]]
-
-
-# Target -> (its key in the batch, what makes it the three channels in [-1, 1] that the VAE encodes).
-TARGETS = {
-    "depth": ("target", lambda depth: jnp.repeat(depth, 3, axis=-1)),
-    "normals": ("normals", lambda normals: normals),
-}
-
-NOISES = {
-    "gaussian": lambda key, shape, strength: gaussian(key, shape),
-    "offset": offset_noise,
-    "multi_resolution": multi_resolution_noise,
-}
-
-
-def _is_linear_layer(primitive: Any, *operands: Any, **options: Any) -> bool:
-    """Whether a kernel multiplies tokens (b, n, c). JAX's own policies would keep blockwise attention's logits."""
-    return primitive is jax.lax.dot_general_p and [operand.ndim for operand in operands] == [3, 2]
-
-
-# What the backward pass finds stored of a resnet's or transformer's inside: everything, nothing, or the outputs of its
-# linear layers. Convolutions and attention are computed again in both of the latter. (XLA for CPUs merges what is
-# computed twice, and so undoes it; GPUs and TPUs do not.)
-REMAT = {
-    "none": lambda function: function,
-    "blocks": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable),
-    "dots": functools.partial(jax.checkpoint, policy=_is_linear_layer),
-}
-
-
-def _row(table: Mapping[str, Any], option: str, name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"objective: {option} is {name!r}, wanted one of {', '.join(table)}")
-    return table[name]
-
-
-def _cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
-    return {name: array.astype(dtype) for name, array in params.items()}
 
 
 def diffusion_objective(
@@ -78,7 +29,7 @@ def diffusion_objective(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Objective:
-    """Returns Marigold's objective (arXiv 2312.02145, section 3.2): denoise the target's latent beside the image's.
+    """Returns the objective.
 
     The arguments are those of `diffusion_draw` and `diffusion_loss`, of which it is the composition.
     """
@@ -111,7 +62,7 @@ def diffusion_draw(
     Raises:
         ValueError: the noise is unknown.
     """
-    noise_of, count = _row(NOISES, "noise", noise), schedule.num_train_timesteps
+    noise_of, count = row(NOISES, "noise", noise), schedule.num_train_timesteps
 
     def draw(
         key: PRNGKeyArray, shape: tuple[int, int, int, int]
@@ -143,8 +94,8 @@ def diffusion_loss(
     Raises:
         ValueError: the target or remat is unknown; or, when called, the UNet does not read two latents.
     """
-    target_key, to_pixels = _row(TARGETS, "target", target)
-    checkpoint = _row(REMAT, "remat", remat)
+    target_key, to_pixels = row(TARGETS, "target", target)
+    checkpoint = row(REMAT, "remat", remat)
 
     def loss(
         params: Params,
@@ -153,8 +104,8 @@ def diffusion_loss(
         timesteps: Int32[Array, " b"],
         noise: Float[Array, "b i j z"],
     ) -> tuple[Float32[Array, ""], Metrics]:
-        unet = functional.merge(unet_structure, _cast(params, compute_dtype))
-        vae = functional.merge(vae_structure, _cast(frozen["vae"], compute_dtype))
+        unet = functional.merge(unet_structure, cast(params, compute_dtype))
+        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
         if unet.config.in_channels != 2 * vae.config.latent_channels:
             raise ValueError(
                 f"the UNet reads {unet.config.in_channels} channels, wanted {2 * vae.config.latent_channels}: the "

@@ -1,0 +1,104 @@
+"""End-to-end fine-tuning (arXiv 2409.11355, section 4): one step at the last timestep, judged by what comes out.
+
+The network sees the image's latent beside noise, or zeros; the latent it implies goes through the frozen decoder, and
+the loss compares pixels with the truth. Gradients flow back through the decoder.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, PRNGKeyArray
+
+from marigold_jax.losses import angular_error, scale_and_shift_invariant_l1
+from marigold_jax.models import functional
+from marigold_jax.models.functional import Params, Structure
+from marigold_jax.objectives.contract import (
+    NOISES,
+    REMAT,
+    TARGETS,
+    Batch,
+    Frozen,
+    Metrics,
+    Objective,
+    cast,
+    mask_of,
+    row,
+)
+from marigold_jax.schedule import NoiseSchedule
+
+NORM_EPSILON = 1e-5  # keeps the dot product of normals below 1, and the gradient of its arc cosine finite
+
+DRAWS = {"zeros": lambda key, shape, strength: jnp.zeros(shape, jnp.float32), **NOISES}
+# In metres, deep scenes weigh more: the paper's choice. "normalised": all scenes are equally deep.
+UNITS = {"metres": lambda batch: batch["span"] / 2, "normalised": lambda batch: jnp.ones(len(batch["rgb"]))}
+
+
+def _depth_loss(pixels, batch, weight):
+    depth = jnp.clip(jnp.mean(pixels, axis=-1, keepdims=True), -1.0, 1.0)
+    return scale_and_shift_invariant_l1(depth, batch["target"], mask_of(batch), weight)
+
+
+def _normals_loss(pixels, batch, weight):
+    length = jnp.sqrt(jnp.sum(pixels**2, axis=-1, keepdims=True))
+    normals = jnp.clip(pixels / (length + NORM_EPSILON), -1.0, 1.0)
+    return angular_error(normals, batch["normals"], mask_of(batch))
+
+
+LOSSES = {"depth": _depth_loss, "normals": _normals_loss}
+
+
+def end_to_end_objective(
+    unet_structure: Structure,
+    vae_structure: Structure,
+    schedule: NoiseSchedule,
+    *,
+    target: str = "depth",
+    noise: str = "zeros",
+    strength: float = 0.9,
+    units: str = "metres",
+    compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Objective:
+    """Returns the objective: the scale-and-shift-invariant L1 of depth, or the mean angle of normals, in radians.
+
+    Args:
+        target: "depth" or "normals".
+        noise: what takes the place of the noisy target's latent: "zeros", or a row of `NOISES`.
+        strength: of noise that has one.
+        units: of the depth loss; a row of `UNITS`. "metres" wants `span` (b,) in the batch, the metres that the
+            target's [-1, 1] stands for.
+        compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
+        remat: a row of `REMAT`. With any but "none", images are decoded one at a time, and once more going backward.
+
+    Raises:
+        ValueError: the target, noise, units or remat is unknown.
+    """
+    row(TARGETS, "target", target)
+    draw, weigh = row(DRAWS, "noise", noise), row(UNITS, "units", units)
+    loss_of, checkpoint = LOSSES[target], row(REMAT, "remat", remat)
+    last = schedule.num_train_timesteps - 1
+
+    def objective(
+        params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float32[Array, ""], Metrics]:
+        unet = functional.merge(unet_structure, cast(params, compute_dtype))
+        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
+        rgb = jax.lax.stop_gradient(vae.encode(batch["rgb"].astype(compute_dtype)))
+        timesteps = jnp.full(len(rgb), last, jnp.int32)
+        x_t = draw(key, rgb.shape, jnp.full(len(rgb), strength, jnp.float32))
+        prompt = frozen["empty_prompt"].astype(compute_dtype)
+        context = jnp.broadcast_to(prompt, (len(rgb), *prompt.shape))
+        # A UNet that was never widened reads the image alone.
+        widened = unet.config.in_channels > vae.config.latent_channels
+        seen = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1) if widened else rgb
+        output = unet(seen, timesteps, context, checkpoint)
+        latents = schedule.predict_x0(x_t, output, timesteps).astype(compute_dtype)
+
+        if remat == "none":
+            pixels = vae.decode(latents)
+        else:
+            decode = jax.checkpoint(lambda latent: vae.decode(latent[None])[0])
+            pixels = jax.lax.map(decode, latents)
+        loss = loss_of(pixels.astype(jnp.float32), batch, weigh(batch) if target == "depth" else None)
+        return loss, {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}
+
+    return objective

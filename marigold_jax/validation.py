@@ -1,0 +1,62 @@
+"""What a run tells of itself now and then: scores on held-out examples, and a picture of the first few."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from marigold_jax.data import panels
+from marigold_jax.data.transforms import transform
+from marigold_jax.metrics import align, depth_scores, psnr
+from marigold_jax.models import functional
+from marigold_jax.objectives.contract import TARGETS
+from marigold_jax.pipeline import Marigold
+from marigold_jax.weights.checkpoint import Checkpoint
+
+Example = dict[str, np.ndarray]  # of `data.sources`
+Answer = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
+PANEL_ROWS = 4
+
+
+def predict(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+    """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
+    rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
+    aligned = list(map(align, Marigold(checkpoint)(rgb, seed=0).prediction, depth, mask))
+    scores = list(map(depth_scores, aligned, depth, mask))
+    return _mean(scores), panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
+
+
+def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+    """What the VAE alone costs: PSNR of photographs, AbsRel and δ1 of depth that was normalised, encoded and decoded.
+
+    The panel shows decoded photographs, and depth as for predictions.
+    """
+    vae, to_pixels = checkpoint.vae, TARGETS["depth"][1]
+
+    @jax.jit
+    def through(params: functional.Params, pixels: jax.Array) -> jax.Array:
+        module = functional.merge(vae.structure, params)
+        return module.decode(module.encode(pixels))
+
+    painted, aligned, scores, samples = [], [], [], []
+    for example in examples:
+        size = tuple(side // vae.config.downsampling * vae.config.downsampling for side in example["mask"].shape[:2])
+        sample = transform(example, size=size, flip=False, antialias=True, far_fill=True)
+        pixels = np.stack([sample["rgb"], np.asarray(to_pixels(sample["target"]))])
+        rgb, depth = np.clip(np.asarray(through(vae.params, pixels)), -1, 1)
+        depth = align(depth.mean(-1, keepdims=True), sample["depth"], sample["mask"])
+        painted.append(np.uint8((rgb + 1) / 2 * 255 + 0.5))
+        aligned.append(depth)
+        quality = {"psnr": psnr(rgb, sample["rgb"], peak=2.0)}
+        scores.append(depth_scores(depth, sample["depth"], sample["mask"]) | quality)
+        samples.append(sample)
+    depth, mask = ([sample[key] for sample in samples] for key in ("depth", "mask"))
+    return _mean(scores), panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (painted, depth, aligned, mask)))
+
+
+def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+
+
+VALIDATIONS = {"unet": predict, "vae": reconstruct}  # by what trains
