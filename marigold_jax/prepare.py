@@ -3,10 +3,12 @@
     python -m marigold_jax.prepare hypersim        --raw_dir HYPERSIM --data_dir DATA --split train
     python -m marigold_jax.prepare virtual_kitti_2 --raw_dir VKITTI   --data_dir DATA --split train
     python -m marigold_jax.prepare folder          --raw_dir MINE     --data_dir DATA --unit mm
+    python -m marigold_jax.prepare rooms           --scenes 100       --data_dir DATA --fetch_assets
 
 Each makes DATA/rgbd/NAME (a TFDS dataset over ArrayRecord; TensorFlow is not needed), which configurations call
 DATA/NAME/SPLIT. Every file is checked; frames that cannot be used are left out, counted by reason, and listed in
-DATA/rgbd/NAME/report-SPLIT.jsonl. A run that was stopped goes on where it was when the same command is given again.
+DATA/rgbd/NAME/report-SPLIT.jsonl; contact-SPLIT.png beside it shows some of the others. A run that was stopped goes on
+where it was when the same command is given again.
 """
 
 import argparse
@@ -29,11 +31,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from marigold_jax.data import panels
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, publish, write_shard
 from marigold_jax.data.sources import SOURCES, PreparedSplit, Source, source_from
 from marigold_jax.data.transforms import PERCENTILES
 
+SHOWN = 24  # frames on the contact sheet
 UNITS_PER_METRE = {"m": 1.0, "cm": 100.0, "mm": 1000.0}
 
 
@@ -79,7 +83,55 @@ def _folder(args: argparse.Namespace) -> RgbdConfig:
     )
 
 
+def _rooms(args: argparse.Namespace) -> RgbdConfig:
+    from marigold_jax.data.rooms import assets, frames  # needs trimesh and embreex
+
+    if args.scenes < 1 or args.views < 1 or args.seed < 0 or min(args.size) < 16:
+        raise ValueError("want --scenes and --views of at least 1, --seed of at least 0, --size of at least 16 16")
+    folder = args.assets or (Path(args.data_dir) / "assets" if args.fetch_assets else None)
+    if args.fetch_assets:
+        assets.fetch(Path(folder))
+    elif folder is None:
+        print("no --assets, no --fetch_assets: furnishing with the built-in models, which are plain and few")
+    film = frames.Film(args.split, args.seed, args.views, tuple(args.size), None if folder is None else str(folder))
+    return RgbdConfig(
+        name=args.name,
+        source=SOURCES["rooms"],
+        normals=True,
+        frames={args.split: frames.list_frames(film, args.scenes)},
+        read=frames.read_frame,
+        card=frames.card(film),
+    )
+
+
+def _add_rooms_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--scenes", type=int, required=True, help="how many rooms and streets")
+    add("--views", type=int, default=8, help="pictures of each (default: %(default)s)")
+    add("--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)")
+    add(
+        *("--size",),
+        nargs=2,
+        type=int,
+        default=(240, 320),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the pictures (default: 240 320)",
+    )
+    add("--assets", metavar="DIR", help="a folder of furniture: .sh3f libraries of Sweet Home 3D, or OBJ files")
+    add(
+        "--fetch_assets",
+        action="store_true",
+        help="download 820 models (120 MB, CC0 and CC-BY) to --assets, or DATA_DIR/assets, if they are not there",
+    )
+
+
+def _add_raw_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--raw_dir", required=True, help="where the downloaded data is")
+    parser.add_argument("--filename_list", help="take the frames of this list, in the official repository's format")
+
+
 def _add_folder_flags(parser: argparse.ArgumentParser) -> None:
+    _add_raw_flags(parser)
     unit = parser.add_mutually_exclusive_group(required=True)
     unit.add_argument("--unit", choices=UNITS_PER_METRE, help="the unit of the stored depth")
     unit.add_argument(
@@ -96,7 +148,7 @@ class Kind:
     summary: str
     layout: str
     configure: Callable[[argparse.Namespace], RgbdConfig]
-    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    add_flags: Callable[[argparse.ArgumentParser], None] = _add_raw_flags
 
 
 KINDS = {
@@ -135,6 +187,14 @@ Or --filename_list names the pairs, each line an RGB path and a depth path below
         configure=_folder,
         add_flags=_add_folder_flags,
     ),
+    "rooms": Kind(
+        summary="rooms, still lifes and streets, rendered here from a seed",
+        layout="""Renders furnished rooms, still lifes and streets, with perfect depth and normals: nothing to download
+but, once, the furniture (--fetch_assets). The same flags always give the same bytes. The splits train, val and test
+share no scene and no furniture.""",
+        configure=_rooms,
+        add_flags=_add_rooms_flags,
+    ),
 }
 
 
@@ -144,7 +204,6 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="|".join(KINDS))
     for name, kind in KINDS.items():
         sub = kinds.add_parser(name, help=kind.summary, description=kind.layout, formatter_class=raw)
-        sub.add_argument("--raw_dir", required=True, help="where the downloaded data is")
         sub.add_argument("--data_dir", required=True, help="where prepared datasets are kept")
         sub.add_argument(
             "--name", help="what to call the dataset (default: its kind; for a folder, the name of RAW_DIR)"
@@ -152,7 +211,6 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         sub.add_argument(
             "--split", default="train", help="which split to make; others can be added (default: %(default)s)"
         )
-        sub.add_argument("--filename_list", help="take the frames of this list, in the official repository's format")
         sub.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
         sub.add_argument("--limit", type=int, help="take only so many frames")
         kind.add_flags(sub)
@@ -164,16 +222,17 @@ def configure(args: argparse.Namespace) -> RgbdConfig:
     for flag in ("workers", "limit"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise ValueError(f"--{flag} must be at least 1; got {value}")
-    if not Path(args.raw_dir).is_dir():
-        raise ValueError(f"--raw_dir {args.raw_dir} is not a folder")
-    args.name = args.name or (Path(args.raw_dir).resolve().name if args.kind == "folder" else args.kind)
+    raw = getattr(args, "raw_dir", None)
+    if raw is not None and not Path(raw).is_dir():
+        raise ValueError(f"--raw_dir {raw} is not a folder")
+    args.name = args.name or (Path(raw).resolve().name if args.kind == "folder" else args.kind)
     for flag in ("name", "split"):
         if not re.fullmatch(r"\w[\w-]*", getattr(args, flag)):
             raise ValueError(f"--{flag} must consist of letters, digits, _ and -; got {getattr(args, flag)!r}")
     config = KINDS[args.kind].configure(args)
     frames = config.frames[args.split][: args.limit]
     if not frames:
-        raise ValueError(f"{args.raw_dir} holds no frames of the {args.split} split")
+        raise ValueError(f"{raw} holds no frames of the {args.split} split")
     return dataclasses.replace(config, frames={args.split: frames})
 
 
@@ -182,7 +241,7 @@ def configure(args: argparse.Namespace) -> RgbdConfig:
 
 def run_shards(tasks: list[tuple[Path, Any]], config: RgbdConfig, workers: int) -> Iterator[tuple[int, Shard]]:
     """Writes the shards, giving the number of each as it is finished. Raises BrokenProcessPool if a process dies."""
-    write = partial(write_shard, config=dataclasses.replace(config, frames={}))
+    write = partial(write_shard, config=dataclasses.replace(config, frames={}, card=""))
     if workers == 1:
         yield from ((number, write(*task)) for number, task in enumerate(tasks))
         return
@@ -262,6 +321,10 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
         return 1
     publish(builder, split, shards)
     prepared = PreparedSplit(path)
+    some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
+    (folder.parent / f"contact-{split}.png").write_bytes(panels.png(panels.contact_sheet(some)))
+    if config.card:
+        (folder.parent / f"card-{split}.md").write_text(config.card)
     print(f"{path}: {len(prepared)} frames; {typical_range(prepared)}")
     return 0
 

@@ -27,6 +27,7 @@ from marigold_jax.data.primitives import Primitives
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 SMALL = {  # the quickstart, shrunken
     "model.widths": (16, 16),
     "model.description.default_processing_resolution": 24,
@@ -224,7 +225,7 @@ def test_another_configuration_is_refused(reference):
         train.train(small_config(optim__learning_rate=0.1), reference)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "hypersim_vkitti"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_key_is_read(name):
     """Either as `config.section.key` (or through a name given to the section), or with its section as a whole."""
     source = (ROOT / "marigold_jax" / "train.py").read_text()
@@ -237,7 +238,7 @@ def test_every_configuration_key_is_read(name):
         assert not unread, f"{name}: {section}.{sorted(unread)} is read by nobody"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "hypersim_vkitti"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_begins_with_its_command(name):
     docstring = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
     assert f"python -m marigold_jax.train --config configs/{name}.py --workdir" in docstring

@@ -37,6 +37,28 @@ def depth_panel(
     return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
 
 
+def contact_sheet(
+    examples: Sequence[dict[str, np.ndarray]], columns: int = 4, height: int = 120
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Examples of `data.sources`: the image, its depth (the nearest red, the farthest blue) and its normals, if any.
+
+    All are shrunk to the shape of the first one at this `height`.
+    """
+    shape = examples[0]["rgb"].shape
+    width = round(height * shape[1] / shape[0])
+    cells = []
+    for example in examples:
+        depth, mask = example["depth"], example["mask"]
+        near, far = np.quantile(depth[mask], (0.02, 0.98)) if mask.any() else (0.0, 1.0)
+        shown = [example["rgb"], color(_unit((depth - near) / max(far - near, 1e-6)), DEPTH_COLORS) * mask]
+        if "normals" in example:
+            shown.append(np.uint8(np.rint((example["normals"] + 1) * 127.5)) * mask)
+        small = [np.asarray(Image.fromarray(picture).resize((width, height))) for picture in shown]
+        cells.append(_join(small, axis=1))
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    return _join([_join(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)], axis=0)
+
+
 def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """The content of a PNG file."""
     buffer = io.BytesIO()

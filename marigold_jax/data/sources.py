@@ -36,6 +36,7 @@ class Source:
 SOURCES = {
     "hypersim": Source(units_per_metre=1000.0, max_depth=65.0, size=(480, 640)),
     "virtual_kitti_2": Source(units_per_metre=100.0, max_depth=80.0, crop="kitti_benchmark"),
+    "rooms": Source(units_per_metre=1000.0, max_depth=65.0),
 }
 
 

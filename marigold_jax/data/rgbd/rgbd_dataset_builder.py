@@ -18,7 +18,10 @@ SMALLEST_SHARD = 16
 
 @dataclasses.dataclass
 class RgbdConfig(tfds.core.BuilderConfig):
-    """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.frames.Record`."""
+    """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.frames.Record`.
+
+    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is.
+    """
 
     source: Source | None = None
     depth_encoding: str = "png16"  # or float32
@@ -26,6 +29,7 @@ class RgbdConfig(tfds.core.BuilderConfig):
     normals: bool = False
     frames: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     read: Callable[[Any], Record] | None = None
+    card: str = ""
 
 
 class Builder(tfds.core.ShardBasedBuilder):

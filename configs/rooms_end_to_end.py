@@ -1,0 +1,66 @@
+"""The small model that ships, part three of three: one step, end to end (arXiv 2409.11355).
+
+    python -m marigold_jax.train --config configs/rooms_end_to_end.py --workdir runs/rooms_end_to_end
+
+It starts from what `configs/rooms.py` left. The noise stays Gaussian, so that an ensemble has something to average.
+Scenes count alike, however deep: the loss is of normalised depth.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "checkpoint": "runs/rooms",
+                "prediction": "depth",
+                "scheduler": {"set_alpha_to_one": True, "prediction_type": "sample"},
+                "description": {"default_denoising_steps": 1, "default_processing_resolution": 192},
+            },
+            "data": {
+                "data_dir": "data",
+                "train": (("rooms/train", 1.0),),
+                "validation": "rooms/val",
+                "size": (96, 128),  # (height, width)
+                "batch_size": 16,  # a micro-batch, over all devices
+                "accumulation": 1,
+                "num_workers": 0,
+                "flip": True,
+                "antialias": True,
+                "far_fill": True,
+            },
+            "objective": {
+                "name": "end_to_end",
+                "prompt_length": 2,
+                "noise": "gaussian",
+                "strength": 0.0,
+                "units": "normalised",
+                "compute_dtype": "float32",
+                "remat": "none",
+            },
+            "optim": {
+                "name": "adam",
+                "lora_rank": 0,
+                "learning_rate": 5e-4,
+                "total_steps": 8000,
+                "final_ratio": 0.05,
+                "warmup_steps": 100,
+                "betas": (0.9, 0.99),
+                "epsilon": 1e-8,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+                "ema_decay": 0.998,
+            },
+            "run": {
+                "steps": 8000,
+                "seed": 0,
+                "log_every": 50,
+                "checkpoint_every": 500,
+                "evaluate_every": 500,
+                "validation_images": 32,
+                "max_skipped": 10,
+                "fsdp": 1,
+            },
+        }
+    )

@@ -1,0 +1,73 @@
+"""The small model that ships, part one of three: its VAE, from scratch, on rendered rooms, still lifes and streets.
+
+    python -m marigold_jax.prepare rooms --data_dir data --scenes 1200 --split train
+    python -m marigold_jax.prepare rooms --data_dir data --scenes 60 --split val
+    python -m marigold_jax.train --config configs/rooms_vae.py --workdir runs/rooms_vae
+
+Stable Diffusion's kind of VAE, eight pixels to a latent of four channels, small enough to be learned by two CPU cores.
+It learns to pass both photographs and depth maps. Part two is `configs/rooms.py`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "checkpoint": "scratch",
+                "prediction": "depth",
+                "widths": (64, 128, 192),  # of the UNet, which waits for its turn
+                "vae_widths": (16, 32, 64, 96),
+                "cell": 8,  # pixels to a latent, along one side
+                "seed": 0,
+                "scheduler": {"set_alpha_to_one": True},
+                "description": {"default_denoising_steps": 1, "default_processing_resolution": 192},
+            },
+            "data": {
+                "data_dir": "data",
+                "train": (("rooms/train", 1.0),),
+                "validation": "rooms/val",
+                "size": (96, 128),  # (height, width)
+                "batch_size": 8,  # a micro-batch, over all devices
+                "accumulation": 1,
+                "num_workers": 0,
+                "flip": True,
+                "antialias": True,
+                "far_fill": True,
+            },
+            "objective": {
+                "name": "autoencoder",
+                "prompt_length": 2,
+                "absolute": 0.5,
+                "edges": 1.0,
+                "latents": 0.01,
+                "noise": 0.05,
+                "compute_dtype": "float32",
+                "remat": "none",
+            },
+            "optim": {
+                "name": "adam",
+                "lora_rank": 0,
+                "learning_rate": 2e-3,
+                "total_steps": 6000,
+                "final_ratio": 0.05,
+                "warmup_steps": 100,
+                "betas": (0.9, 0.99),
+                "epsilon": 1e-8,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+                "ema_decay": 0.998,
+            },
+            "run": {
+                "steps": 6000,
+                "seed": 0,
+                "log_every": 50,
+                "checkpoint_every": 500,
+                "evaluate_every": 500,
+                "validation_images": 32,
+                "max_skipped": 10,
+                "fsdp": 1,
+            },
+        }
+    )
