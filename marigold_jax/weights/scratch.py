@@ -94,7 +94,7 @@ def exact_vae(levels: int) -> Component:
 
 def fresh_vae(widths: tuple[int, ...], seed: int) -> Component:
     """A VAE that knows nothing, whose residual branches begin as zero. Training keeps its latents at deviation 1."""
-    config = vae_config(widths, latent_channels=4, norm_num_groups=8, scaling_factor=1.0)
+    config = vae_config(widths, latent_channels=4, norm_num_groups=2, scaling_factor=1.0)
     structure, params = initialise(lambda rngs: vae.VAE(config, rngs), seed)
     silent = {path: jnp.zeros_like(x) if path.endswith("conv2.kernel") else x for path, x in params.items()}
     return Component(config, structure, silent)
