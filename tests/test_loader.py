@@ -119,6 +119,7 @@ def test_batches_hold_what_they_promise(mix):
             "rgb": ((3, height, width, 3), np.float32),
             "depth": ((3, height, width, 1), np.float32),
             "target": ((3, height, width, 1), np.float32),
+            "span": ((3,), np.float32),
             "mask": ((3, height, width, 1), bool),
             "normals": ((3, height, width, 3), np.float32),
         }
