@@ -26,18 +26,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint")
     parser.add_argument("--input", nargs="+", required=True)
+    parser.add_argument("--processing_res", type=int, help="longer side, in pixels (default: the checkpoint's own)")
     arguments = parser.parse_args()
     pipe = Marigold.from_pretrained(arguments.checkpoint)
     paths, _ = find_images(arguments.input)
     programs = {8: 0, 64: 0}
     rows = []
     for path in paths:
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            print(error)
+            continue
         maps = {}
         for bucket, seed in ((8, 0), (64, 0), (8, 1)):
             before = denoise._cache_size()
-            maps[bucket, seed] = pipe(image, bucket=bucket, seed=seed).prediction
+            maps[bucket, seed] = pipe(
+                image, bucket=bucket, seed=seed, processing_resolution=arguments.processing_res
+            ).prediction
             programs[bucket] += denoise._cache_size() - before
+        if maps[8, 0].std() == 0:
+            print(f"{path.name:32} left out: its depth is constant")
+            continue
         rows.append([difference(maps[other], maps[8, 0]) for other in ((64, 0), (8, 1))])
         print(f"{path.name:32} bucket 64: {rows[-1][0]:.3f}   other seed: {rows[-1][1]:.3f}")
     bucket, seed = np.median(rows, axis=0)
