@@ -3,9 +3,12 @@
 Everything is computed in float64 over the pixels where `mask` is True.
 """
 
-import numpy as np
-from jaxtyping import Bool, Float
+from collections.abc import Callable, Sequence
 
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+SMALLEST_DISPARITY = 1e-3  # 1 / metres
 SMALLEST_DEPTH = 1e-6  # what is aligned to less is taken to be this: depth is positive
 
 
@@ -26,28 +29,6 @@ def align_least_squares(
     return float(scale), float(y_mean - scale * x_mean)
 
 
-def abs_rel(
-    prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
-) -> float:
-    """Returns the mean of |prediction − depth| / depth: 0 is perfect. `depth` is positive where valid."""
-    x, y = prediction[mask].astype(np.float64), depth[mask].astype(np.float64)
-    return float(np.mean(np.abs(x - y) / y))
-
-
-def delta(
-    prediction: Float[np.ndarray, "*shape"],
-    depth: Float[np.ndarray, "*shape"],
-    mask: Bool[np.ndarray, "*shape"],
-    threshold: float = 1.25,
-) -> float:
-    """Returns the share of pixels where max(prediction / depth, depth / prediction) < threshold: 1 is perfect.
-
-    δ1 has the threshold 1.25, δ2 and δ3 its second and third power.
-    """
-    x, y = prediction[mask].astype(np.float64), depth[mask].astype(np.float64)
-    return float(np.mean(np.maximum(x / y, y / x) < threshold))
-
-
 def align(
     prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
@@ -56,11 +37,60 @@ def align(
     return np.maximum(scale * prediction.astype(np.float64) + shift, SMALLEST_DEPTH)
 
 
-def depth_scores(
+def align_disparity(
     prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """Returns a prediction of disparity, up to scale and shift, as metres: fitted to 1 / depth, then inverted.
+
+    Only where the prediction is positive does it count for the fit. Aligned disparity is at least 0.001, so that depth
+    is at most a kilometre.
+    """
+    inverse = 1 / np.where(mask, depth, 1).astype(np.float64)
+    scale, shift = align_least_squares(prediction, inverse, mask & (prediction > 0))
+    return 1 / np.maximum(scale * prediction.astype(np.float64) + shift, SMALLEST_DISPARITY)
+
+
+def keep(
+    prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """Returns the prediction, which claims to be in metres, and is only kept positive."""
+    return np.maximum(prediction.astype(np.float64), SMALLEST_DEPTH)
+
+
+ALIGNMENTS = {"least_square": align, "least_square_disparity": align_disparity, "none": keep}
+
+
+Values = Float64[np.ndarray, " n"]
+
+# Of positive depths, predicted and true, at the valid pixels of one image. 0 is perfect, but 1 for the deltas.
+METRICS: dict[str, Callable[[Values, Values], float]] = {
+    "abs_rel": lambda p, g: np.mean(np.abs(p - g) / g),
+    "sq_rel": lambda p, g: np.mean((p - g) ** 2 / g),
+    "rmse_linear": lambda p, g: np.sqrt(np.mean((p - g) ** 2)),
+    "rmse_log": lambda p, g: np.sqrt(np.mean(np.log(p / g) ** 2)),
+    "log10": lambda p, g: np.mean(np.abs(np.log10(p / g))),
+    "delta1": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25),
+    "delta2": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25**2),
+    "delta3": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25**3),
+    "i_rmse": lambda p, g: np.sqrt(np.mean((1 / p - 1 / g) ** 2)),
+    "silog": lambda p, g: 100 * np.std(np.log(p / g)),
+}
+
+
+def depth_scores(
+    prediction: Float[np.ndarray, "*shape"],
+    depth: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    names: Sequence[str] = ("abs_rel", "delta1"),
 ) -> dict[str, float]:
-    """Returns `abs_rel` and `delta1` of one prediction in metres."""
-    return {"abs_rel": abs_rel(prediction, depth, mask), "delta1": delta(prediction, depth, mask)}
+    """Returns the named rows of `METRICS` for one aligned prediction, in metres and positive, as the depth is.
+
+    Raises ValueError where no pixel is valid.
+    """
+    p, g = prediction[mask].astype(np.float64), depth[mask].astype(np.float64)
+    if not p.size:
+        raise ValueError("depth_scores: the mask is empty; leave this image out")
+    return {name: float(METRICS[name](p, g)) for name in names}
 
 
 def psnr(prediction: Float[np.ndarray, "*shape"], truth: Float[np.ndarray, "*shape"], peak: float = 1.0) -> float:
