@@ -1,7 +1,7 @@
 """The small model that ships, part one of three: its VAE, from scratch, on rendered rooms, still lifes and streets.
 
-    python -m marigold_jax.prepare rooms --data_dir data --scenes 1200 --split train
-    python -m marigold_jax.prepare rooms --data_dir data --scenes 60 --split val
+    python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 1200
+    python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 60 --split val
     python -m marigold_jax.train --config configs/rooms_vae.py --workdir runs/rooms_vae
 
 Stable Diffusion's kind of VAE, eight pixels to a latent of four channels, small enough to be learned by two CPU cores.

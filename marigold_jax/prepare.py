@@ -32,6 +32,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from marigold_jax.data import panels
+from marigold_jax.data.predictions import save
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, publish, write_shard
 from marigold_jax.data.sources import SOURCES, PreparedSplit, Source, source_from
@@ -109,14 +110,8 @@ def _add_rooms_flags(parser: argparse.ArgumentParser) -> None:
     add("--scenes", type=int, required=True, help="how many rooms and streets")
     add("--views", type=int, default=8, help="pictures of each (default: %(default)s)")
     add("--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)")
-    add(
-        *("--size",),
-        nargs=2,
-        type=int,
-        default=(240, 320),
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the pictures (default: 240 320)",
-    )
+    size = {"nargs": 2, "type": int, "default": (240, 320), "metavar": ("HEIGHT", "WIDTH")}
+    add("--size", **size, help="of the pictures (default: 240 320)")
     add("--assets", metavar="DIR", help="a folder of furniture: .sh3f libraries of Sweet Home 3D, or OBJ files")
     add(
         "--fetch_assets",
@@ -260,12 +255,6 @@ def run_shards(tasks: list[tuple[Path, Any]], config: RgbdConfig, workers: int) 
             pool.shutdown(cancel_futures=True)
 
 
-def write_report(path: Path, remarks: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_text("".join(json.dumps(remark) + "\n" for remark in remarks))
-    os.replace(temporary, path)
-
-
 def summary(remarks: list[dict[str, Any]], total: int, report: Path) -> str:
     """One line on what was left out, by reason."""
     if not remarks:
@@ -313,7 +302,7 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
 
     remarks = [remark for shard in shards for remark in shard.remarks]
     report = folder.parent / f"report-{split}.jsonl"
-    write_report(report, remarks)
+    save(report, "".join(json.dumps(remark) + "\n" for remark in remarks).encode())
     print(summary(remarks, total, report))
     if not any(shard.records for shard in shards):
         discard(builder, split)
@@ -322,9 +311,9 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
     publish(builder, split, shards)
     prepared = PreparedSplit(path)
     some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
-    (folder.parent / f"contact-{split}.png").write_bytes(panels.png(panels.contact_sheet(some)))
+    save(folder.parent / f"contact-{split}.png", panels.png(panels.contact_sheet(some)))
     if config.card:
-        (folder.parent / f"card-{split}.md").write_text(config.card)
+        save(folder.parent / f"card-{split}.md", config.card.encode())
     print(f"{path}: {len(prepared)} frames; {typical_range(prepared)}")
     return 0
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from marigold_jax.data.predictions import color
+from marigold_jax.data.transforms import PERCENTILES
 
 DEPTH_COLORS, ERROR_COLORS = "Spectral", "magma"
 WORST = 0.5  # the relative error that is drawn brightest
@@ -49,7 +50,7 @@ def contact_sheet(
     cells = []
     for example in examples:
         depth, mask = example["depth"], example["mask"]
-        near, far = np.quantile(depth[mask], (0.02, 0.98)) if mask.any() else (0.0, 1.0)
+        near, far = np.quantile(depth[mask], PERCENTILES) if mask.any() else (0.0, 1.0)
         shown = [example["rgb"], color(_unit((depth - near) / max(far - near, 1e-6)), DEPTH_COLORS) * mask]
         if "normals" in example:
             shown.append(np.uint8(np.rint((example["normals"] + 1) * 127.5)) * mask)

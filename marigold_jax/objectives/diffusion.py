@@ -10,7 +10,18 @@ from marigold_jax.losses import latent_mask, masked_mse
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.noise import annealed_strength
-from marigold_jax.objectives.contract import NOISES, REMAT, TARGETS, Batch, Frozen, Metrics, Objective, cast, row
+from marigold_jax.objectives.contract import (
+    NOISES,
+    REMAT,
+    TARGETS,
+    Batch,
+    Frozen,
+    Metrics,
+    Objective,
+    cast,
+    mask_of,
+    row,
+)
 from marigold_jax.schedule import NoiseSchedule
 
 Draw = Callable[[PRNGKeyArray, tuple[int, int, int, int]], tuple[Array, Array]]
@@ -125,10 +136,7 @@ def diffusion_loss(
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
         output = unet(both, timesteps, context, checkpoint)
 
-        if "mask" in batch:
-            mask = latent_mask(batch["mask"], vae.config.downsampling)
-        else:
-            mask = jnp.ones((*x0.shape[:3], 1), bool)
+        mask = latent_mask(mask_of(batch), vae.config.downsampling)
         value = masked_mse(output, schedule.target(x0, noise, timesteps), mask)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
 

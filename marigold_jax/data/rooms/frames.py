@@ -16,6 +16,7 @@ from marigold_jax.data.rooms.catalogue import Catalogue, open_catalogue
 from marigold_jax.data.rooms.render import Renderer
 from marigold_jax.data.rooms.world import KINDS, build
 from marigold_jax.data.sources import SOURCES
+from marigold_jax.data.transforms import PERCENTILES
 
 SCENES_A_SEED = 1_000_000
 SAMPLES = 2  # along each side of a pixel, of colour
@@ -62,7 +63,7 @@ def read_frame(frame: RoomsFrame) -> Record:
     seen = stored[stored > 0]
     if seen.size < stored.size / 10:
         raise BadFrame("hardly any surface", f"{frame.name}: {seen.size} of {stored.size} pixels")
-    near, far = np.quantile(seen, (0.02, 0.98))
+    near, far = np.quantile(seen, PERCENTILES)
     if far < FLATTEST * near:
         raise BadFrame("flat", f"{frame.name}: depth from {near:g} to {far:g} mm")
     return {

@@ -27,7 +27,7 @@ LEAF = 128  # a face whose texture is, on average, less opaque than this (of 255
 
 
 class Resolver(trimesh.resolvers.Resolver):
-    """Gives trimesh the files that lie beside a model."""
+    """Gives trimesh the files that lie beside a model. Its interface wants `write` too, which reading never calls."""
 
     def __init__(self, entry: Entry, folder: str):
         self.entry, self.folder = entry, folder
