@@ -26,6 +26,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", required=True, type=Path, metavar="DIR", help="a new folder; it appears whole or not at all")
     add("--to", choices=("native", "diffusers"), default="native", help="layout to write (default: native)")
     add(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the weights in the file (default: float32)",
+    )
+    add(
         "--inflate",
         nargs="?",
         const="marigold",
@@ -48,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         loaded = checkpoint.load(resolve(arguments.source))
         if arguments.inflate:
             loaded = checkpoint.inflate(loaded, bias=arguments.inflate)
-        checkpoint.save(loaded, arguments.output, arguments.to)
+        checkpoint.save(loaded, arguments.output, arguments.to, arguments.dtype)
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))
     parameters = sum(array.size for part in (loaded.unet, loaded.vae) for array in part.params.values())

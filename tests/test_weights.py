@@ -17,7 +17,8 @@ from marigold_jax import Marigold, convert
 from marigold_jax.models import clip, unet, vae
 from marigold_jax.models.functional import abstract
 from marigold_jax.sharding import Layout, make_mesh
-from marigold_jax.weights import checkpoint, empty_prompt, names, sources
+from marigold_jax.weights import checkpoint, empty_prompt, names, silence, sources
+from marigold_jax.weights.scratch import scratch
 from marigold_jax.weights.tensors import Tensors
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -398,3 +399,33 @@ def test_convert_there_and_back(original, tmp_path, capsys):
     assert_same_params(checkpoint.load(tmp_path / "back"), checkpoint.load(original))
     assert convert.main(back) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "native"])
+def test_convert_to_half_the_size(original, tmp_path, layout):
+    flags = ["--source", str(original), "--to", layout, "--output"]
+    for dtype in ("float32", "float16"):
+        assert convert.main([*flags, str(tmp_path / dtype), "--dtype", dtype]) == 0
+    whole, half = (checkpoint.load(tmp_path / dtype) for dtype in ("float32", "float16"))
+    for part in ("unet", "vae"):
+        for path, array in getattr(whole, part).params.items():
+            np.testing.assert_array_equal(getattr(half, part).params[path], array.astype(np.float16), path)
+
+
+def test_what_half_precision_cannot_hold_is_not_written(original, tmp_path):
+    loaded = checkpoint.load(original)
+    loaded.unet.params["conv_in.bias"] = jnp.full_like(loaded.unet.params["conv_in.bias"], 1e5)
+    with pytest.raises(ValueError, match=r"unet.conv_in.bias: its largest value, 1e\+05, does not fit float16"):
+        checkpoint.save(loaded, tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_silence_for_diffusers(tmp_path):
+    """A model that was trained without words brings an encoder and a tokenizer that say nothing."""
+    checkpoint.save(scratch((16, 16)), tmp_path / "model")
+    theirs = diffusers.MarigoldDepthPipeline.from_pretrained(tmp_path / "model")
+    ids = theirs.tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
+    assert ids.shape == (1, 2) and theirs.text_encoder(ids)[0].abs().max() == 0
+    computed = empty_prompt.compute(tmp_path / "model" / "text_encoder", tmp_path / "model" / "tokenizer")
+    assert empty_prompt.load(tmp_path / "model" / empty_prompt.FILE).keys() == computed.keys()
+    assert silence.is_silent(computed)

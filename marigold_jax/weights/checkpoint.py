@@ -8,7 +8,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -24,8 +23,8 @@ from marigold_jax.cache import user_cache
 from marigold_jax.models import unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
-from marigold_jax.weights import empty_prompt
-from marigold_jax.weights.component import load_component, read_json, save_component
+from marigold_jax.weights import empty_prompt, silence
+from marigold_jax.weights.component import load_component, read_json, save_component, write_json
 from marigold_jax.weights.empty_prompt import EmptyPrompt
 
 INDEX = "model_index.json"
@@ -150,14 +149,21 @@ def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpo
     )
 
 
-def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers") -> None:
-    """Write a new folder in the layout "diffusers" or "native"; it appears whole, by rename, or not at all."""
+def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers", dtype: str = "float32") -> None:
+    """Write a new folder in the layout "diffusers" or "native"; it appears whole, by rename, or not at all.
+
+    `dtype`: of the weights in the file; "float32" or "float16". Raises ValueError where that cannot hold a weight.
+    """
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; name a new folder")
+    for name in COMPONENTS:
+        for path, array in getattr(checkpoint, name).params.items():
+            if (largest := float(jnp.abs(array).max())) > float(jnp.finfo(dtype).max):
+                raise ValueError(f"{name}.{path}: its largest value, {largest:.3g}, does not fit {dtype}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        {"diffusers": _save_diffusers, "native": _save_native}[layout](checkpoint, partial)
+        {"diffusers": _save_diffusers, "native": _save_native}[layout](checkpoint, partial, dtype)
         empty_prompt.save(checkpoint.empty_prompt, partial / empty_prompt.FILE)
         partial.chmod(0o755)
         partial.rename(folder)
@@ -165,36 +171,35 @@ def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers") -> Non
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save_diffusers(checkpoint: Checkpoint, folder: Path) -> None:
+def _save_diffusers(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     index = dict(checkpoint.description)
     for name, (class_name, _, _, fixed) in COMPONENTS.items():
         part = getattr(checkpoint, name)
-        save_component(folder / name, class_name, part.config, fixed, part.params)
+        save_component(folder / name, class_name, part.config, fixed, part.params, dtype)
         index[name] = ["diffusers", class_name]
     index["scheduler"] = ["diffusers", checkpoint.scheduler.get("_class_name", "DDIMScheduler")]
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
-    # The text encoder goes along for diffusers' sake, byte for byte, where there is one.
+    write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    # The text encoder goes along for diffusers' sake, byte for byte, where there is one; silence is easily made.
+    for name in TEXT_COMPONENTS:
+        if (checkpoint.folder / name).is_dir():
+            shutil.copytree(checkpoint.folder / name, folder / name)
+    if not (folder / "text_encoder").is_dir() and silence.is_silent(checkpoint.empty_prompt):
+        silence.save_text_components(checkpoint.empty_prompt, folder)
     for name, class_name in TEXT_COMPONENTS.items():
-        source = checkpoint.folder / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        index[name] = ["transformers", class_name] if source.is_dir() else [None, None]
-    _write_json(folder / INDEX, index)
+        index[name] = ["transformers", class_name] if (folder / name).is_dir() else [None, None]
+    write_json(folder / INDEX, index)
 
 
-def _save_native(checkpoint: Checkpoint, folder: Path) -> None:
+def _save_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     from orbax.checkpoint import v1 as ocp
 
     parts = {name: getattr(checkpoint, name) for name in COMPONENTS}
-    ocp.save(folder / NATIVE_PARAMS, {name: part.params for name, part in parts.items()})
+    params = {name: jax.tree.map(lambda x: x.astype(dtype), part.params) for name, part in parts.items()}
+    ocp.save(folder / NATIVE_PARAMS, params)
     stored = {name: config_to_dict(part.config, {}) for name, part in parts.items()}
     stored |= {"scheduler": dict(checkpoint.scheduler), "description": dict(checkpoint.description)}
-    _write_json(folder / NATIVE, stored)
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(dict(values), indent=2) + "\n")
+    write_json(folder / NATIVE, stored)
 
 
 def inflate(checkpoint: Checkpoint, bias: str = "marigold", copies: int = 2) -> Checkpoint:

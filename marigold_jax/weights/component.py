@@ -45,16 +45,27 @@ def load_component(
     return config, structure, params
 
 
-def save_component(folder: Path, class_name: str, config: Any, fixed: Mapping[str, Any], params: Params) -> None:
-    """The inverse: a folder that diffusers loads. Float32, names and layout of today's diffusers."""
+def save_component(
+    folder: Path,
+    class_name: str,
+    config: Any,
+    fixed: Mapping[str, Any],
+    params: Params,
+    dtype: str = "float32",
+    file: str = WEIGHTS,
+) -> None:
+    """The inverse: a folder that diffusers loads, its weights in `dtype`. Names and layout are today's diffusers'."""
     folder.mkdir(parents=True)
-    description = {"_class_name": class_name} | config_to_dict(config, fixed)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / CONFIG, {"_class_name": class_name} | config_to_dict(config, fixed))
     tensors = {
-        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, np.float32))
+        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, dtype))
         for path, array in params.items()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(dict(values), indent=2) + "\n")
 
 
 def config_from_file(file: Path, config_class: type, fixed: Mapping[str, Any]) -> Any:
