@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from marigold_jax.data.geometry import Photograph, batches_by_canvas, fit, from_canvas, to_canvas
+from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
 from marigold_jax.data.predictions import Journal, color_table, outputs, save_all
 
@@ -64,13 +64,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", **number, default=0, help="of the noise, the same for every picture (default: 0)")
     add("--batch_size", **number, default=0, help="pictures x members at once (default: 0, what the device likes)")
     add("--dtype", **dtype, help="of the network's arithmetic (default: %(default)s)")
-    add("--bucket", **number, default=64, help="resize to multiples of N: few programs (default: 64); 8: as diffusers")
+    add("--bucket", **number, help="resize to multiples of N: few programs (default: 64 at 768); 8: as diffusers")
     add("--color_map", default="Spectral", metavar="MAP", help="any of matplotlib's, or None (default: Spectral)")
     add("--uncertainty", action="store_true", help="also save how far the members of the ensemble disagree")
     add("--skip_existing", action="store_true", help="skip pictures whose outputs are all there")
     arguments = parser.parse_args(argv)
 
-    for flag, smallest in {"denoise_steps": 1, "ensemble_size": 1, "batch_size": 0}.items():
+    for flag, smallest in {"denoise_steps": 1, "ensemble_size": 1, "batch_size": 0, "bucket": 8}.items():
         if (value := getattr(arguments, flag)) is not None and value < smallest:
             parser.error(f"--{flag} must be at least {smallest}; got {value}")
     if arguments.uncertainty and arguments.ensemble_size < 2:
@@ -78,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.color_map = None if arguments.color_map == "None" else arguments.color_map
     arguments.resample_method = RESAMPLE_METHODS[arguments.resample_method]
     try:
-        fit((8, 8), arguments.processing_res or 0, arguments.bucket)
+        fit((8, 8), arguments.processing_res or 0, arguments.bucket or 8)
         if arguments.color_map:
             color_table(arguments.color_map)
     except ValueError as error:
@@ -133,6 +133,7 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None
     resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
+    bucket = arguments.bucket or default_bucket(resolution)
     batch_size = arguments.batch_size or default_batch_size()
     images_per_call = max(1, batch_size // arguments.ensemble_size)
 
@@ -155,7 +156,7 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
         started = time.perf_counter()
         try:
             image = canonical(read_image(path))
-            geometry = fit(image.shape[:2], resolution, arguments.bucket)
+            geometry = fit(image.shape[:2], resolution, bucket)
         except ValueError as error:
             journal.failed(path, error)
             return None

@@ -7,7 +7,15 @@ import pytest
 import torch
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 
-from marigold_jax.data.geometry import Geometry, Photograph, batches_by_canvas, fit, from_canvas, to_canvas
+from marigold_jax.data.geometry import (
+    Geometry,
+    Photograph,
+    batches_by_canvas,
+    default_bucket,
+    fit,
+    from_canvas,
+    to_canvas,
+)
 
 SIZES = [(64, 48), (50, 75), (300, 9), (9, 300), (1, 1), (37, 64), (7, 8)]
 
@@ -52,6 +60,11 @@ def test_bucket_8_is_diffusers(size, resolution, method):
 )
 def test_larger_bucket_rounds_and_never_pads(original, resolution, bucket, expected):
     assert fit(original, resolution, bucket) == Geometry(original, expected, expected)
+
+
+@pytest.mark.parametrize("resolution, bucket", [(0, 64), (1024, 64), (768, 64), (512, 40), (128, 8), (8, 8)])
+def test_buckets_never_bend_small_pictures(resolution, bucket):
+    assert default_bucket(resolution) == bucket
 
 
 def test_larger_bucket_resizes_straight_and_back():

@@ -89,7 +89,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
-def brightness(path, resolution=64, bucket=64, method="bilinear", match_input=True):
+def brightness(path, resolution=64, bucket=8, method="bilinear", match_input=True):
     image = canonical(read_image(path))
     geometry = geometries.fit(image.shape[:2], resolution, bucket)
     canvas = geometries.to_canvas(image * 2 - 1, geometry, method)
@@ -223,7 +223,7 @@ def test_waiting_pictures_are_bounded(photos, network, monkeypatch):
     for index in range(5):
         picture(photos / f"p{index}.png", 20, 30, seed=index)
     status, _ = run(photos, "--batch_size", 4)
-    assert status == 0 and network.calls == [(4, 64, 64, 3)] * 5
+    assert status == 0 and network.calls == [(4, 48, 64, 3)] * 5
 
 
 # ----------------------------------------------------------------------------------------------------- what goes wrong
@@ -397,6 +397,7 @@ def test_interruption_and_going_on(photos, network, capsys):
         (["--processing_res", "100"], "multiple of 8"),
         (["--processing_res", "-8"], "multiple of 8"),
         (["--bucket", "60"], "bucket must be a multiple of 8"),
+        (["--bucket", "0"], "--bucket must be at least 8; got 0"),
         (["--color_map", "spectral"], "unknown colour map 'spectral'"),
         (["--ensemble_size", "0"], "--ensemble_size must be at least 1; got 0"),
         (["--denoise_steps", "0"], "--denoise_steps must be at least 1; got 0"),

@@ -19,6 +19,8 @@ from jaxtyping import Float32
 from marigold_jax.data.resample import resize
 
 PATCH = 8  # the VAE halves the image three times
+COARSE = 64  # the bucket for folders of mixed sizes
+SHARE = 12  # of the longer side, at most, is a bucket: 64 at resolution 768
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ def fit(original: tuple[int, int], processing_resolution: int, bucket: int) -> G
         return Geometry(original, resized, canvas=_each(lambda side: side + -side % PATCH, resized))
     rounded = _each(lambda side: max(1, (side + bucket // 2) // bucket) * bucket, resized)
     return Geometry(original, resized=rounded, canvas=rounded)
+
+
+def default_bucket(processing_resolution: int) -> int:
+    """The bucket for a folder of mixed sizes: 64, and less below resolution 768, where 64 would bend pictures."""
+    if not processing_resolution:
+        return COARSE
+    return min(COARSE, max(PATCH, processing_resolution // SHARE // PATCH * PATCH))
 
 
 def to_canvas(
