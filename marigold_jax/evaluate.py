@@ -10,8 +10,8 @@ over the valid pixels, in float64; scores are means over images. For every DATAS
     DATASET/worst.png         the ten worst by AbsRel: image, truth, prediction, relative error
     DATASET/predictions/      of a model: NAME.npy, float32 (height, width); an interrupted run goes on from here
 --predictions wants NAME.npy for each image NAME of the dataset, in folders as there; a missing or broken one is an
-error, unless --allow_missing. --blind adds two estimators that never look: a constant, and the mean map of the split
-"train".
+error, unless --allow_missing. --beside takes more such folders, for more rows of the table. --blind adds two estimators
+that never look: a constant, and the mean map of the split "train".
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -66,6 +66,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", **number, default=1234, help="of the noise (default: %(default)s, the papers')")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
     add("--limit", **number, help="score only so many images, evenly spread")
+    add(
+        "--beside",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="score these maps too, each a row of the table",
+    )
     add("--blind", action="store_true", help="score two estimators that never look at the image as well")
     add("--allow_missing", action="store_true", help="leave out images without a usable prediction")
     arguments = parser.parse_args(argv)
@@ -74,8 +82,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag} must be at least 1; got {value}")
     if arguments.predictions and arguments.checkpoint:
         parser.error("give --checkpoint or --predictions, not both")
-    if arguments.predictions and not arguments.predictions.is_dir():
-        parser.error(f"--predictions {arguments.predictions} is not a folder")
+    for flag, folders in (("predictions", [arguments.predictions]), ("beside", arguments.beside)):
+        for folder in folders:
+            if folder and not folder.is_dir():
+                parser.error(f"--{flag} {folder} is not a folder")
     return arguments
 
 
@@ -221,6 +231,7 @@ def evaluate(arguments: argparse.Namespace, name: str) -> list[list[Any]]:
     indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
     folder = arguments.output_dir / name
     estimators = blind(PreparedSplit(str(arguments.data_dir / name / "train")), split) if arguments.blind else {}
+    estimators |= {str(other): saved(other, split) for other in arguments.beside}
     if arguments.predictions:
         main_name, look = str(arguments.predictions), saved(arguments.predictions, split)
     else:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -56,7 +57,12 @@ def run(data_dir, out, *flags):
 
 
 def test_saved_predictions_get_the_scores_of_the_metrics(data_dir, split, maps, tmp_path, capsys):
-    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--blind") == 0
+    assert (
+        run(data_dir, tmp_path / "out", "--predictions", maps, "--blind", "--beside", data_dir, "--allow_missing") == 1
+    )
+    assert "there is nothing to score" in capsys.readouterr().err
+    same = shutil.copytree(maps, tmp_path / "same")
+    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--blind", "--beside", same) == 0
     wanted = []
     for index in range(COUNT):
         example = split[index]
@@ -74,10 +80,10 @@ def test_saved_predictions_get_the_scores_of_the_metrics(data_dir, split, maps, 
         assert means[name] == pytest.approx(np.mean([want[name] for want in wanted]), rel=1e-12)
     assert np.asarray(Image.open(tmp_path / "out" / "mine" / "worst.png")).std() > 10
 
-    header, *lines = capsys.readouterr().out.strip().splitlines()[-4:]
+    header, *lines = capsys.readouterr().out.strip().splitlines()[-5:]
     assert header.split()[:4] == ["dataset", "estimator", "images", "abs_rel"]
-    constant, mean_map, looking = (float(line.split(f" {COUNT} ")[1].split()[0]) for line in lines)
-    assert looking < 0.05 < min(constant, mean_map)
+    constant, mean_map, beside, looking = (float(line.split(f" {COUNT} ")[1].split()[0]) for line in lines)
+    assert beside == looking < 0.05 < min(constant, mean_map)
 
 
 def test_metres_need_no_alignment(data_dir, split, tmp_path, capsys):
@@ -134,6 +140,7 @@ def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
     [
         (("--limit", "0"), "--limit must be at least 1"),
         (("--predictions", "nowhere"), "nowhere is not a folder"),
+        (("--beside", "nowhere"), "--beside nowhere is not a folder"),
         (("--predictions", ".", "--checkpoint", "x"), "not both"),
     ],
 )
