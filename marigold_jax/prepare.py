@@ -289,6 +289,7 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
     if split in builder.info.splits:
         frames = builder.info.splits[split].num_examples
         print(f"{path} is prepared already: {frames} frames. To make it again, delete {folder} first")
+        describe(config, split, path, folder.parent)  # what a kill may have left out
         return 0
     refuse_other_format(builder)
 
@@ -308,14 +309,29 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
         discard(builder, split)
         print(f"no dataset was made: not one of the {total} frames can be used", file=sys.stderr)
         return 1
+    for old in descriptions(folder.parent, split):
+        old.unlink(missing_ok=True)
     publish(builder, split, shards)
+    describe(config, split, path, folder.parent)
     prepared = PreparedSplit(path)
-    some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
-    save(folder.parent / f"contact-{split}.png", panels.png(panels.contact_sheet(some)))
-    if config.card:
-        save(folder.parent / f"card-{split}.md", config.card.encode())
     print(f"{path}: {len(prepared)} frames; {typical_range(prepared)}")
     return 0
+
+
+def descriptions(folder: Path, split: str) -> tuple[Path, Path]:
+    """The contact sheet and the card beside a prepared split."""
+    return folder / f"contact-{split}.png", folder / f"card-{split}.md"
+
+
+def describe(config: RgbdConfig, split: str, path: str, folder: Path) -> None:
+    """Makes the descriptions that are missing; not every dataset has a card."""
+    sheet, card = descriptions(folder, split)
+    if not sheet.exists():
+        prepared = PreparedSplit(path)
+        some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
+        save(sheet, panels.png(panels.contact_sheet(some)))
+    if config.card and not card.exists():
+        save(card, config.card.encode())
 
 
 def refuse_other_format(builder: Builder) -> None:

@@ -82,8 +82,9 @@ def _download(repository: str, revision: str | None) -> Path:
             failures.append(f"{candidate} ({reason})")
             logger.info("%s: %s", candidate, reason)
     raise FileNotFoundError(
-        f"{repository}: not downloaded from {'; '.join(failures)}. Check the id and the network, or download the "
-        "folder elsewhere and pass its path; with HF_HUB_OFFLINE=1 it must be in the cache already"
+        f"{repository}: no such folder here, and not downloaded from {'; '.join(failures)}. Check the id and the "
+        "network, or download the folder elsewhere and pass its path; with HF_HUB_OFFLINE=1 it must be in the cache "
+        "already"
     )
 
 
