@@ -4,10 +4,13 @@ Everything is computed in float64 over the pixels where `mask` is True.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+Fit = tuple[Any, ...]  # NumPy's indexing
+EVERYWHERE: Fit = ()
 SMALLEST_DISPARITY = 1e-3  # 1 / metres
 SMALLEST_DEPTH = 1e-6  # what is aligned to less is taken to be this: depth is positive
 
@@ -30,15 +33,24 @@ def align_least_squares(
 
 
 def align(
-    prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+    prediction: Float[np.ndarray, "*shape"],
+    depth: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    fit: Fit = EVERYWHERE,
 ) -> Float[np.ndarray, "*shape"]:
-    """Returns the affine-invariant prediction in metres: scaled and shifted to fit the depth, and kept positive."""
-    scale, shift = align_least_squares(prediction, depth, mask)
+    """Returns the affine-invariant prediction in metres: scaled and shifted to fit the depth, and kept positive.
+
+    `fit` indexes the pixels that the fit sees.
+    """
+    scale, shift = align_least_squares(prediction[fit], depth[fit], mask[fit])
     return np.maximum(scale * prediction.astype(np.float64) + shift, SMALLEST_DEPTH)
 
 
 def align_disparity(
-    prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+    prediction: Float[np.ndarray, "*shape"],
+    depth: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    fit: Fit = EVERYWHERE,
 ) -> Float[np.ndarray, "*shape"]:
     """Returns a prediction of disparity, up to scale and shift, as metres: fitted to 1 / depth, then inverted.
 
@@ -46,12 +58,16 @@ def align_disparity(
     is at most a kilometre.
     """
     inverse = 1 / np.where(mask, depth, 1).astype(np.float64)
-    scale, shift = align_least_squares(prediction, inverse, mask & (prediction > 0))
+    seen = mask & (prediction > 0)
+    scale, shift = align_least_squares(prediction[fit], inverse[fit], seen[fit])
     return 1 / np.maximum(scale * prediction.astype(np.float64) + shift, SMALLEST_DISPARITY)
 
 
 def keep(
-    prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
+    prediction: Float[np.ndarray, "*shape"],
+    depth: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    fit: Fit = EVERYWHERE,
 ) -> Float[np.ndarray, "*shape"]:
     """Returns the prediction, which claims to be in metres, and is only kept positive."""
     return np.maximum(prediction.astype(np.float64), SMALLEST_DEPTH)

@@ -115,7 +115,7 @@ def test_a_model_is_scored_and_an_interrupted_run_goes_on(data_dir, tmp_path, ca
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda path: path.unlink(), "1 predictions are missing, such as"),
+        (lambda path: path.unlink(), "1 images cannot be scored (the prediction for"),
         (lambda path: path.write_bytes(b"x"), "not a whole .npy file"),
         (lambda path: np.save(path, np.zeros((3, 4), np.float32)), "the prediction has shape (3, 4)"),
         (lambda path: np.save(path, np.full(SIZE, np.nan, np.float32)), "wanted finite numbers"),

@@ -89,6 +89,8 @@ class PreparedSplit:
         self.features = frozenset(builder.info.features)
         self.source = source_from(builder.info.metadata)
         self.size = self.source.size
+        self.limits = (self.source.min_depth, self.source.max_depth)
+        self.protocol = self.alignment_width = None  # the papers have none; see `data.benchmarks`
         # Images stay encoded here: TFDS would need OpenCV for 16-bit PNG.
         encoded = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
         self._records = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
