@@ -13,6 +13,12 @@ and a normals checkpoint
 With --uncertainty there is uncertainty_npy/NAME_uncertainty.npy too, float32 (height, width). predictions.jsonl gains
 one line a picture: input, outputs, size (height, width) and seconds, or input and error.
 
+Depth is affine-invariant: it orders what is near and far, up to one scale and one shift for each picture. Whoever knows
+the distance of a few points gives them with --align_to DIR, one file for each picture:
+    NAME.csv    lines of column, row, metres; pixels count from 0 at the top left
+    NAME.npy    (height, width) in metres, NaN or 0 where unknown; or NAME.png, 16-bit, in millimetres
+The scale and shift that fit best give depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl.
+
 A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
@@ -33,6 +39,7 @@ from PIL import Image
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
 from marigold_jax.data.predictions import Journal, color_table, outputs, save_all
+from marigold_jax.data.references import read_reference, to_metres
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
@@ -67,6 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--bucket", **number, help="resize to multiples of N: few programs (default: 64 at 768); 8: as diffusers")
     add("--color_map", default="Spectral", metavar="MAP", help="any of matplotlib's, or None (default: Spectral)")
     add("--uncertainty", action="store_true", help="also save how far the members of the ensemble disagree")
+    add("--align_to", type=Path, metavar="DIR", help="known depth of each picture, to get metres: see above")
     add("--skip_existing", action="store_true", help="skip pictures whose outputs are all there")
     arguments = parser.parse_args(argv)
 
@@ -75,6 +83,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag} must be at least {smallest}; got {value}")
     if arguments.uncertainty and arguments.ensemble_size < 2:
         parser.error("--uncertainty says how far members disagree, and wants --ensemble_size 2 or more (3 is better)")
+    if arguments.align_to and arguments.output_processing_res:
+        parser.error("--align_to wants predictions of the pictures' size: leave out --output_processing_res")
+    if arguments.align_to and not arguments.align_to.is_dir():
+        parser.error(f"--align_to {arguments.align_to} is not a folder")
     arguments.color_map = None if arguments.color_map == "None" else arguments.color_map
     arguments.resample_method = RESAMPLE_METHODS[arguments.resample_method]
     try:
@@ -132,6 +144,8 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
         pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None
+    if arguments.align_to and pipe.modality.name != "depth":
+        raise Stop(f"--align_to: {arguments.checkpoint} estimates {pipe.modality.name}, and only depth has metres")
     resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
     bucket = arguments.bucket or default_bucket(resolution)
     batch_size = arguments.batch_size or default_batch_size()
@@ -139,7 +153,8 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
 
     # -------------------------------------------------------------------------------------------- what is to be done
     folder, method = arguments.output_dir, arguments.resample_method
-    wanted = outputs(pipe.modality.name, arguments.color_map, arguments.uncertainty)
+    more = {"uncertainty": arguments.uncertainty, "metres": arguments.align_to}
+    wanted = outputs(pipe.modality.name, arguments.color_map, *(name for name, given in more.items() if given))
     journal.start(total=len(paths))
     todo, taken = [], {}
     for path in paths:
@@ -189,7 +204,10 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
                 name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
                 for name, values in fetched.result().items()
             }
-            maps["prediction"] = pipe.modality.finish(maps["prediction"])
+            maps["prediction"], fit = pipe.modality.finish(maps["prediction"]), {}
+            if arguments.align_to:
+                reference = read_reference(arguments.align_to, path.stem, geometry.original)
+                maps["metres"], fit = to_metres(maps["prediction"], *reference)
             files = save_all(wanted, maps, arguments.color_map, folder, path.stem)
         except OSError as error:
             if error.errno in DISK_FULL:
@@ -198,7 +216,7 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
         except (ValueError, RuntimeError) as error:
             journal.failed(path, OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else error)
         else:
-            journal.written(path, files, maps["prediction"].shape[:2], time.perf_counter() - photograph.started)
+            journal.written(path, files, maps["prediction"].shape[:2], time.perf_counter() - photograph.started, **fit)
 
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
         writing = deque()

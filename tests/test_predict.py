@@ -203,6 +203,34 @@ def test_no_colors_and_uncertainty(photos, network):
     assert uncertainty.shape == (20, 30) and uncertainty.dtype == np.float32
 
 
+# ------------------------------------------------------------------------------------------------------------- metres
+
+
+def test_depth_becomes_metres_where_some_is_known(photos, network, tmp_path):
+    picture(photos / "p.png", 40, 60)
+    depth = brightness(photos / "p.png")
+    references = tmp_path / "references"
+    references.mkdir()
+    known = [(5, 3), (50, 30), (20, 10)]  # column, row
+    lines = [f"{column},{row},{2.5 * depth[row, column] + 0.75}" for column, row in known]
+    (references / "p.csv").write_text("\n".join(lines))
+    status, folder = run(photos, "--align_to", references)
+    assert status == 0
+    np.testing.assert_allclose(np.load(folder / "depth_metres_npy/p_depth.npy"), 2.5 * depth + 0.75, atol=1e-5)
+    (record,) = records(folder)
+    assert record["scale"] == pytest.approx(2.5, abs=1e-4) and record["shift"] == pytest.approx(0.75, abs=1e-4)
+    assert record["points"] == 3 and "depth_metres_npy/p_depth.npy" in record["outputs"]
+
+
+def test_a_picture_without_a_reference_is_named_and_the_others_come_out(photos, network, tmp_path, capsys):
+    for name in ("a", "b"):
+        picture(photos / f"{name}.png", 40, 60)
+    np.save(tmp_path / "a.npy", 1 + brightness(photos / "a.png"))
+    status, folder = run(photos, "--align_to", tmp_path)
+    assert status == 1 and (folder / "depth_metres_npy/a_depth.npy").exists()
+    assert "wanted one reference, .npy, .png, .csv; found 0" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------- programs
 
 
@@ -397,6 +425,8 @@ def test_interruption_and_going_on(photos, network, capsys):
         (["--processing_res", "100"], "multiple of 8"),
         (["--processing_res", "-8"], "multiple of 8"),
         (["--bucket", "60"], "bucket must be a multiple of 8"),
+        (["--align_to", "nowhere"], "--align_to nowhere is not a folder"),
+        (["--align_to", ".", "--output_processing_res"], "leave out --output_processing_res"),
         (["--bucket", "0"], "--bucket must be at least 8; got 0"),
         (["--color_map", "spectral"], "unknown colour map 'spectral'"),
         (["--ensemble_size", "0"], "--ensemble_size must be at least 1; got 0"),

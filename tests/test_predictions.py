@@ -32,7 +32,7 @@ def normals():
 
 
 def test_depth_files(tmp_path, depth):
-    wanted = outputs("depth", "Spectral", uncertainty=True)
+    wanted = outputs("depth", "Spectral", "uncertainty")
     uncertainty = depth[::-1] / 7
     names = save_all(wanted, {"prediction": depth, "uncertainty": uncertainty}, "Spectral", tmp_path, "a{b}.c")
     assert names == [
@@ -57,7 +57,7 @@ def test_depth_files(tmp_path, depth):
 
 
 def test_normals_files(tmp_path, normals):
-    names = save_all(outputs("normals", "Spectral", False), {"prediction": normals}, "Spectral", tmp_path, "x")
+    names = save_all(outputs("normals", "Spectral"), {"prediction": normals}, "Spectral", tmp_path, "x")
     assert names == ["normals_npy/x_normals.npy", "normals_vis/x_normals.png"]
     npy = np.load(tmp_path / names[0])
     assert npy.shape == (9, 14, 3) and npy.dtype == np.float32
@@ -81,7 +81,7 @@ def test_unknown_color_map_names_near_ones():
 
 
 def test_without_a_color_map_nothing_is_colored():
-    assert [output.name for output in outputs("depth", None, False)] == [
+    assert [output.name for output in outputs("depth", None)] == [
         "depth_npy/{stem}_depth.npy",
         "depth_bw/{stem}_depth.png",
     ]
@@ -95,7 +95,7 @@ def test_uint16_covers_the_range():
 def test_nan_is_not_saved(tmp_path, depth, bad):
     depth[3, 4] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
-        save_all(outputs("depth", None, False), {"prediction": depth}, None, tmp_path, "x")
+        save_all(outputs("depth", None), {"prediction": depth}, None, tmp_path, "x")
     assert not list(tmp_path.iterdir())
 
 

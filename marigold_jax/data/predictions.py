@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Output:
-    """One file of a prediction: where it goes, what it shows ("prediction" or "uncertainty"), and its bytes."""
+    """One file of a prediction: where it goes, what it shows ("prediction" or a key of `MORE`), and its bytes."""
 
     name: str  # below the output folder; {stem} is the input's name without its extension
     shows: str
@@ -30,16 +30,19 @@ class Output:
         return folder / self.name.format(stem=stem)
 
 
-def outputs(modality: str, color_map: str | None, uncertainty: bool) -> list[Output]:
-    """The files of one prediction of `modality` ("depth" or "normals"). Without a colour map nothing is coloured."""
-    table = OUTPUTS[modality] + UNCERTAINTY if uncertainty else OUTPUTS[modality]
+def outputs(modality: str, color_map: str | None, *more: str) -> list[Output]:
+    """The files of one prediction of `modality` ("depth" or "normals") and of `more`, keys of `MORE`.
+
+    Without a colour map nothing is coloured.
+    """
+    table = OUTPUTS[modality] + [MORE[name] for name in more]
     return [output for output in table if color_map or output.encode is not _colored_png]
 
 
 def save_all(
     wanted: list[Output], maps: dict[str, np.ndarray], color_map: str | None, folder: Path, stem: str
 ) -> list[str]:
-    """Draws and saves one picture's `maps`, "prediction" and perhaps "uncertainty", each (h, w, c).
+    """Draws and saves one picture's `maps`, "prediction" and perhaps more, each (h, w, c).
 
     Returns the files' names below `folder`. Raises OSError, and ValueError rather than save NaN or infinity.
     """
@@ -83,8 +86,11 @@ class Journal:
         self.total = total
         self._bar = tqdm(total=total, unit="image", disable=None)
 
-    def written(self, source: Path, files: list[str], size: tuple[int, int], seconds: float) -> None:
-        self._note("written", {"input": str(source), "outputs": files, "size": size, "seconds": round(seconds, 3)})
+    def written(
+        self, source: Path, files: list[str], size: tuple[int, int], seconds: float, **more: int | float
+    ) -> None:
+        record = {"input": str(source), "outputs": files, "size": size, "seconds": round(seconds, 3)}
+        self._note("written", record | more)
 
     def failed(self, source: Path | str, reason: Exception | str) -> None:
         """`reason` goes to standard error too, in one line that begins with the file."""
@@ -179,4 +185,7 @@ OUTPUTS = {
         Output("normals_vis/{stem}_normals.png", "prediction", _normals_png),
     ],
 }
-UNCERTAINTY = [Output("uncertainty_npy/{stem}_uncertainty.npy", "uncertainty", _npy)]
+MORE = {
+    "uncertainty": Output("uncertainty_npy/{stem}_uncertainty.npy", "uncertainty", _npy),
+    "metres": Output("depth_metres_npy/{stem}_depth.npy", "metres", _npy),
+}
