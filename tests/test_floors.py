@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "marigold_jax"
 
-PROGRAMS = {"train", "predict", "evaluate", "prepare", "convert"}
+PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert"}
 ASSEMBLY = {
     *("pipeline", "denoising", "modality", "weights", "compilation"),
     *("objectives", "training", "lora", "runs", "progress", "validation", "scoring"),
