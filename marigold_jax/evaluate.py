@@ -61,9 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
     add("--ensemble_size", **number, default=1, help="predictions merged for each image (default: 1)")
     add(
-        "--processing_res",
-        **number,
-        help="longer side for the network; 0: the image's (default: the papers', or 0)",
+        "--processing_res", **number, help="longer side for the network (default: the papers', or the checkpoint's own)"
     )
     add("--seed", **number, help="of the noise (default: the papers', 1234)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
@@ -193,7 +191,7 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
         arguments = with_defaults(arguments, protocol.processing_resolution, protocol.seed)
     else:
         split = PreparedSplit(str(arguments.data_dir / name / arguments.split))
-        arguments = with_defaults(arguments, processing_res=0, seed=SEED)
+        arguments = with_defaults(arguments, processing_res=None, seed=SEED)  # None: the checkpoint's own
     count = min(arguments.limit or len(split), len(split))
     indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
     folder = arguments.output_dir / name
@@ -216,7 +214,7 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     return f"{text}\n{comparison(name, protocol, arguments, len(scores), mean)}" if protocol else text
 
 
-def with_defaults(arguments: argparse.Namespace, processing_res: int, seed: int) -> argparse.Namespace:
+def with_defaults(arguments: argparse.Namespace, processing_res: int | None, seed: int) -> argparse.Namespace:
     """The flags with what the dataset says where the user did not."""
     chosen = {"processing_res": processing_res, "seed": seed}
     given = {key: value for key, value in vars(arguments).items() if value is not None}
