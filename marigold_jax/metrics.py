@@ -3,7 +3,9 @@
 Everything is computed in float64 over the pixels where `mask` is True.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,9 @@ def align_least_squares(
         raise ValueError("align_least_squares: the mask is empty; leave this image out")
     # Centred, so that the normal equations are a single division, and as exact as can be.
     x_mean, y_mean = x.mean(), y.mean()
-    variance = np.square(x - x_mean).mean()
-    scale = ((x - x_mean) * (y - y_mean)).mean() / variance if variance > 0 else 0.0
+    x -= x_mean
+    variance = x @ x
+    scale = x @ (y - y_mean) / variance if variance > 0 else 0.0
     return float(scale), float(y_mean - scale * x_mean)
 
 
@@ -78,18 +81,47 @@ ALIGNMENTS = {"least_square": align, "least_square_disparity": align_disparity, 
 
 Values = Float64[np.ndarray, " n"]
 
-# Of positive depths, predicted and true, at the valid pixels of one image. 0 is perfect, but 1 for the deltas.
-METRICS: dict[str, Callable[[Values, Values], float]] = {
-    "abs_rel": lambda p, g: np.mean(np.abs(p - g) / g),
-    "sq_rel": lambda p, g: np.mean((p - g) ** 2 / g),
-    "rmse_linear": lambda p, g: np.sqrt(np.mean((p - g) ** 2)),
-    "rmse_log": lambda p, g: np.sqrt(np.mean(np.log(p / g) ** 2)),
-    "log10": lambda p, g: np.mean(np.abs(np.log10(p / g))),
-    "delta1": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25),
-    "delta2": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25**2),
-    "delta3": lambda p, g: np.mean(np.maximum(p / g, g / p) < 1.25**3),
-    "i_rmse": lambda p, g: np.sqrt(np.mean((1 / p - 1 / g) ** 2)),
-    "silog": lambda p, g: 100 * np.std(np.log(p / g)),
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Predicted and true depth, positive, at the valid pixels of one image; and what several metrics make of them."""
+
+    prediction: Values
+    truth: Values
+
+    @cached_property
+    def error(self) -> Values:
+        return self.prediction - self.truth
+
+    @cached_property
+    def ratio(self) -> Values:
+        return self.prediction / self.truth
+
+    @cached_property
+    def log_ratio(self) -> Values:
+        return np.log(self.ratio)
+
+    @cached_property
+    def worse_ratio(self) -> Values:
+        return np.maximum(self.ratio, self.truth / self.prediction)
+
+
+def _mean_square(values: Values) -> float:
+    return values @ values / len(values)
+
+
+# 0 is perfect, but 1 for the deltas.
+METRICS: dict[str, Callable[[Pair], float]] = {
+    "abs_rel": lambda pair: np.mean(np.abs(pair.error) / pair.truth),
+    "sq_rel": lambda pair: np.mean(pair.error**2 / pair.truth),
+    "rmse_linear": lambda pair: np.sqrt(_mean_square(pair.error)),
+    "rmse_log": lambda pair: np.sqrt(_mean_square(pair.log_ratio)),
+    "log10": lambda pair: np.mean(np.abs(pair.log_ratio)) / np.log(10),
+    "delta1": lambda pair: np.mean(pair.worse_ratio < 1.25),
+    "delta2": lambda pair: np.mean(pair.worse_ratio < 1.25**2),
+    "delta3": lambda pair: np.mean(pair.worse_ratio < 1.25**3),
+    "i_rmse": lambda pair: np.sqrt(_mean_square(pair.error / (pair.prediction * pair.truth))),
+    "silog": lambda pair: 100 * np.std(pair.log_ratio),
 }
 
 
@@ -103,10 +135,10 @@ def depth_scores(
 
     Raises ValueError where no pixel is valid.
     """
-    p, g = prediction[mask].astype(np.float64), depth[mask].astype(np.float64)
-    if not p.size:
+    pair = Pair(prediction[mask].astype(np.float64), depth[mask].astype(np.float64))
+    if not pair.truth.size:
         raise ValueError("depth_scores: the mask is empty; leave this image out")
-    return {name: float(METRICS[name](p, g)) for name in names}
+    return {name: float(METRICS[name](pair)) for name in names}
 
 
 def psnr(prediction: Float[np.ndarray, "*shape"], truth: Float[np.ndarray, "*shape"], peak: float = 1.0) -> float:

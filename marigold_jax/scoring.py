@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ Look = Callable[[int], Map | None]  # the prediction for image number i of a spl
 Split = PreparedSplit | OfficialSplit
 Example = dict[str, np.ndarray]
 WORST = 10
+THREADS = os.cpu_count() or 1  # decoding and NumPy leave the interpreter alone
 
 
 def score(
@@ -33,26 +36,36 @@ def score(
     Raises ValueError, naming an image, where predictions or images are missing and that is not allowed, where one is
     broken, and where nothing is left to score.
     """
-    scores, missing = {}, []
-    for index in tqdm(indices, desc="scoring", unit="image", disable=None, leave=False):
+
+    def one(index: int) -> dict[str, float] | str:
+        """The scores of an image, none where no pixel is valid, or what is missing."""
         name, prediction = split.name_of(index), look(index)
         if prediction is None:
-            missing.append(f"the prediction for {name}")
-            continue
+            return f"the prediction for {name}"
         try:
             example = split[index]
         except BadFrame as error:
-            missing.append(f"{error.kind}: {error.detail}")
-            continue
+            return f"{error.kind}: {error.detail}"
         depth, mask = example["depth"], example["mask"]
         if prediction.shape != depth.shape or not np.isfinite(prediction[mask]).all():
             raise ValueError(
                 f"{name}: wanted finite numbers of shape {depth.shape[:2]}; the prediction has shape "
                 f"{prediction.shape[:2]}"
             )
-        if mask.any():
-            metres = aligned(prediction, example, split, alignment)
-            scores[index] = depth_scores(metres, depth, mask, list(METRICS))
+        metres = aligned(prediction, example, split, alignment) if mask.any() else None
+        return {} if metres is None else depth_scores(metres, depth, mask, list(METRICS))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            results = list(
+                tqdm(pool.map(one, indices), "scoring", len(indices), unit="image", disable=None, leave=False)
+            )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    missing = [result for result in results if isinstance(result, str)]
+    scored = zip(indices, results, strict=True)
+    scores = {index: result for index, result in scored if isinstance(result, dict) and result}
     if missing and not allow_missing:
         raise ValueError(f"{len(missing)} images cannot be scored ({missing[0]}); --allow_missing leaves them out")
     if not scores:
