@@ -282,6 +282,7 @@ def exported(workdir: Path) -> Path:
 
     For a run that is over, that is `export/` as it is. Raises FileNotFoundError for a run without a checkpoint.
     """
+    workdir = workdir.absolute()  # Orbax reads nothing else
     steps = Checkpoints(workdir / CHECKPOINTS).steps()
     if not steps:
         raise FileNotFoundError(f"{workdir}: this run has not saved a checkpoint yet; wait for one")
