@@ -3,7 +3,8 @@
     python -m marigold_jax.train --config configs/rooms_end_to_end.py --workdir runs/rooms_end_to_end
 
 It starts from what `configs/rooms.py` left. The noise stays Gaussian, so that an ensemble has something to average.
-Scenes count alike, however deep: the loss is of normalised depth.
+Scenes count alike, however deep: the loss is of normalised depth. 25 minutes on two CPU cores. What came out ships as
+`marigold-rooms`; to train that further, set `model.checkpoint` to its name.
 """
 
 from ml_collections import ConfigDict
@@ -16,14 +17,14 @@ def get_config() -> ConfigDict:
                 "checkpoint": "runs/rooms",
                 "prediction": "depth",
                 "scheduler": {"set_alpha_to_one": True, "prediction_type": "sample"},
-                "description": {"default_denoising_steps": 1, "default_processing_resolution": 192},
+                "description": {"default_denoising_steps": 1, "default_processing_resolution": 128},
             },
             "data": {
                 "data_dir": "data",
                 "train": (("rooms/train", 1.0),),
                 "validation": "rooms/val",
                 "size": (96, 128),  # (height, width)
-                "batch_size": 16,  # a micro-batch, over all devices
+                "batch_size": 8,  # a micro-batch, over all devices
                 "accumulation": 1,
                 "num_workers": 0,
                 "flip": True,
@@ -42,8 +43,8 @@ def get_config() -> ConfigDict:
             "optim": {
                 "name": "adam",
                 "lora_rank": 0,
-                "learning_rate": 5e-4,
-                "total_steps": 8000,
+                "learning_rate": 1e-3,
+                "total_steps": 2000,
                 "final_ratio": 0.05,
                 "warmup_steps": 100,
                 "betas": (0.9, 0.99),
@@ -53,7 +54,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.998,
             },
             "run": {
-                "steps": 8000,
+                "steps": 2000,
                 "seed": 0,
                 "log_every": 50,
                 "checkpoint_every": 500,
