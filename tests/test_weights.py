@@ -342,8 +342,7 @@ def test_local_names(tmp_path):
     for name in ("no/such/folder", "./absent", str(tmp_path / "absent")):
         with pytest.raises(FileNotFoundError, match="no such folder"):
             sources.resolve(name)
-    with pytest.raises(FileNotFoundError, match="prs-eth/marigold-depth-v1-1"):
-        sources.resolve(None)
+    assert sources.resolve(None) == sources.resolve("marigold-rooms") == sources.SHIPPED / "marigold-rooms"
 
 
 def put_in_hub_cache(cache, repository, folder, commit="0123456789abcdef0123456789abcdef01234567", ref="main"):

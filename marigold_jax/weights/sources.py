@@ -35,8 +35,8 @@ def resolve(name: str | Path | None, revision: str | None = None) -> Path:
     a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. Raises
     FileNotFoundError with a sentence that says what to do.
     """
-    if name is None or (SHIPPED / str(name) / "model_index.json").is_file():
-        return _shipped(name)
+    if (shipped := SHIPPED / str(name or DEFAULT)).joinpath("model_index.json").is_file():
+        return shipped
     path = Path(name).expanduser()
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
@@ -51,16 +51,6 @@ def resolve(name: str | Path | None, revision: str | None = None) -> Path:
             f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
         )
     return _download(repository, pinned or revision)
-
-
-def _shipped(name: str | Path | None) -> Path:
-    folder = SHIPPED / str(name or DEFAULT)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            "no checkpoint given and none ships with this version: pass --checkpoint (from_pretrained: name_or_path) "
-            "a folder or a Hugging Face id such as prs-eth/marigold-depth-v1-1"
-        )
-    return folder
 
 
 def _looks_like_id(text: str) -> bool:
