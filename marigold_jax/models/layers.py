@@ -27,9 +27,30 @@ class Keys:
         return jax.random.fold_in(self._key, next(self._count))
 
 
-def group_norm(channels: int, groups: int, epsilon: float, rngs: Keys) -> nnx.GroupNorm:
-    """Group normalisation with the exact two-pass variance: the fast one loses 2e-2 where means are large."""
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+class GroupNorm(nnx.Module):
+    """Group normalisation with the exact two-pass variance: the fast one loses 2e-2 where means are large.
+
+    Pixels are summed before the channels of a group. Flax's own reduces both at once, through a reshape that splits
+    the channel axis, and takes almost twice as long on CPUs, forward and backward.
+    """
+
+    def __init__(self, channels: int, groups: int, epsilon: float):
+        self.groups, self.epsilon = groups, epsilon
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, _, _, channels = x.shape
+
+        def mean(y: Array) -> Array:
+            """(b, h, w, c) to (b, 1, 1, c): the mean over pixels and over the channel's group."""
+            by_group = y.mean(axis=(1, 2)).reshape(b, self.groups, -1).mean(axis=-1)
+            return jnp.repeat(by_group, channels // self.groups, axis=-1)[:, None, None, :]
+
+        centred = x.astype(jnp.float32)
+        centred = centred - mean(centred)
+        scale, bias = (each[...].astype(jnp.float32).reshape(1, 1, 1, channels) for each in (self.scale, self.bias))
+        return (centred * (jax.lax.rsqrt(mean(centred**2) + self.epsilon) * scale) + bias).astype(x.dtype)
 
 
 def conv3x3(in_channels: int, out_channels: int, rngs: Keys) -> nnx.Conv:
@@ -69,10 +90,10 @@ class ResnetBlock(nnx.Module):
         time_dim: int | None = None,
         rngs: Keys,
     ):
-        self.norm1 = group_norm(in_channels, groups, epsilon, rngs)
+        self.norm1 = GroupNorm(in_channels, groups, epsilon)
         self.conv1 = conv3x3(in_channels, out_channels, rngs)
         self.time_emb_proj = None if time_dim is None else nnx.Linear(time_dim, out_channels, rngs=rngs)
-        self.norm2 = group_norm(out_channels, groups, epsilon, rngs)
+        self.norm2 = GroupNorm(out_channels, groups, epsilon)
         self.conv2 = conv3x3(out_channels, out_channels, rngs)
         narrow = in_channels == out_channels
         self.conv_shortcut = None if narrow else nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)

@@ -14,13 +14,13 @@ from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY
 from marigold_jax.models.layers import (
     Downsample,
+    GroupNorm,
     Keys,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
     conv3x3,
     gelu,
-    group_norm,
     sinusoidal_embedding,
 )
 
@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
     """Transformer2DModel of depth 1 with linear projections: pixels become tokens and come back."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, groups: int, rngs: Keys):
-        self.norm = group_norm(dim, groups, TRANSFORMER_NORM_EPSILON, rngs)
+        self.norm = GroupNorm(dim, groups, TRANSFORMER_NORM_EPSILON)
         self.proj_in = nnx.Linear(dim, dim, rngs=rngs)
         self.transformer_blocks = nnx.List([TransformerBlock(dim, context_dim, heads, rngs)])
         self.proj_out = nnx.Linear(dim, dim, rngs=rngs)
@@ -276,7 +276,7 @@ class UNet(nnx.Module):
         self.down_blocks = nnx.List(DownBlock(config, level, rngs) for level in levels)
         self.mid_block = MidBlock(config, rngs)
         self.up_blocks = nnx.List(UpBlock(config, index, rngs) for index in levels)
-        self.conv_norm_out = group_norm(widths[0], config.norm_num_groups, config.norm_eps, rngs)
+        self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, config.norm_eps)
         self.conv_out = conv3x3(widths[0], config.out_channels, rngs)
 
     def __call__(

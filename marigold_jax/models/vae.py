@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY
-from marigold_jax.models.layers import Downsample, Keys, ResnetBlock, Upsample, conv3x3, group_norm
+from marigold_jax.models.layers import Downsample, GroupNorm, Keys, ResnetBlock, Upsample, conv3x3
 
 FIXED = {
     "sample_size": ANY,
@@ -66,7 +66,7 @@ class AttentionBlock(nnx.Module):
     """Self-attention of one head as wide as the image has channels, added to its input."""
 
     def __init__(self, channels: int, groups: int, rngs: Keys):
-        self.group_norm = group_norm(channels, groups, EPSILON, rngs)
+        self.group_norm = GroupNorm(channels, groups, EPSILON)
         self.to_q = nnx.Linear(channels, channels, rngs=rngs)
         self.to_k = nnx.Linear(channels, channels, rngs=rngs)
         self.to_v = nnx.Linear(channels, channels, rngs=rngs)
@@ -129,7 +129,7 @@ class Encoder(nnx.Module):
         self.conv_in = conv3x3(config.in_channels, widths[0], rngs)
         self.down_blocks = nnx.List(DownBlock(config, level, rngs) for level in range(len(widths)))
         self.mid_block = MidBlock(config, rngs)
-        self.conv_norm_out = group_norm(widths[-1], config.norm_num_groups, EPSILON, rngs)
+        self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, EPSILON)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j z"]:
@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
         self.conv_in = conv3x3(config.latent_channels, widths[-1], rngs)
         self.mid_block = MidBlock(config, rngs)
         self.up_blocks = nnx.List(UpBlock(config, index, rngs) for index in range(len(widths)))
-        self.conv_norm_out = group_norm(widths[0], config.norm_num_groups, EPSILON, rngs)
+        self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, EPSILON)
         self.conv_out = conv3x3(widths[0], config.out_channels, rngs)
 
     def __call__(self, z: Float[Array, "b i j z"]) -> Float[Array, "b h w c"]:
