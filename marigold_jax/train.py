@@ -134,7 +134,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         accumulator, flops = None, 0.0
         for micro in range(data.accumulation):
             batch = next(loader)
-            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span")})
+            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span", "depth")})
             accumulator = accumulate(accumulator, state["params"], frozen, batch, step, micro)
             flops += count(state["params"], frozen, batch, jax.random.key(0))
         state, metrics = update(state, accumulator)

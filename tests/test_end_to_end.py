@@ -26,7 +26,7 @@ def torch_depth_loss(pixels, batch, weight):
         a00, a01, a11, b0, b1 = (x * x).sum(), x.sum(), float(x.numel()), (x * y).sum(), y.sum()
         determinant = a00 * a11 - a01 * a01
         scale, shift = (a11 * b0 - a01 * b1) / determinant, (-a01 * b0 + a00 * b1) / determinant
-        total = total + weight[i] * (scale * x + shift - y).abs().sum()
+        total = total + (weight.expand(g.shape)[i][m[i]] * (scale * x + shift - y).abs()).sum()
     return total / m.sum()
 
 
@@ -48,6 +48,7 @@ def batch():
         "target": random.uniform(-1, 1, (2, *SIZE, 1)).astype(np.float32),
         "normals": (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32),
         "mask": random.random((2, *SIZE, 1)) < 0.7,
+        "depth": random.uniform(0.5, 40, (2, *SIZE, 1)).astype(np.float32),
         "span": np.float32([3.0, 40.0]),
     }
 
@@ -81,7 +82,11 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units):
     velocity = pipe.unet(seen, 999, torch.from_numpy(prompt).expand(2, -1, -1)).sample
     x0 = -float(schedule.sigma[999]) * velocity
     pixels = pipe.vae.decode(x0 / scaling).sample
-    weight = torch.from_numpy(batch["span"] / 2) if units == "metres" else torch.ones(2)
+    weight = {
+        "metres": torch.from_numpy(batch["span"] / 2)[:, None, None, None],
+        "normalised": torch.ones(1),
+        "relative": oracle.nchw(batch["span"][:, None, None, None] / 2 / batch["depth"]),
+    }[units]
     theirs = {key: oracle.nchw(value) for key, value in batch.items() if value.ndim == 4}
     wanted = TORCH_LOSSES[target](pixels, theirs, weight)
     wanted.backward()
@@ -110,14 +115,15 @@ def test_the_gradient_of_the_alignment_equals_finite_differences():
     random = np.random.default_rng(0)
     prediction, target = random.normal(size=(2, 2, 5, 6, 1))
     mask = random.random((2, 5, 6, 1)) < 0.6
-    weight = np.array([1.0, 3.0])
+    weight = random.uniform(0.5, 3, mask.shape)
 
     def loss(x):
         """In float64, by lstsq."""
         total = 0.0
         for i in range(2):
             a = np.stack([x[i][mask[i]], np.ones(mask[i].sum())], 1)
-            total += weight[i] * np.abs(a @ np.linalg.lstsq(a, target[i][mask[i]])[0] - target[i][mask[i]]).sum()
+            error = a @ np.linalg.lstsq(a, target[i][mask[i]])[0] - target[i][mask[i]]
+            total += weight[i][mask[i]] @ np.abs(error)
         return total / mask.sum()
 
     got = jax.grad(scale_and_shift_invariant_l1)(
@@ -138,7 +144,7 @@ def test_nothing_to_align_is_no_nan():
     scale, shift = scale_and_shift(zeros, target, everything)
     assert not scale.any() and not shift.any()
     for mask, wanted in ((everything, 1.0), (nothing, 0.0)):
-        loss, gradient = jax.value_and_grad(scale_and_shift_invariant_l1)(zeros, target, mask, jnp.ones(1))
+        loss, gradient = jax.value_and_grad(scale_and_shift_invariant_l1)(zeros, target, mask, jnp.ones((1, 1, 1, 1)))
         assert loss == wanted and jnp.isfinite(gradient).all()
     loss, gradient = jax.value_and_grad(angular_error)(jnp.zeros((1, 4, 4, 3)), jnp.ones((1, 4, 4, 3)), nothing)
     assert loss == 0 and jnp.isfinite(gradient).all()

@@ -28,8 +28,21 @@ from marigold_jax.schedule import NoiseSchedule
 NORM_EPSILON = 1e-5  # keeps the dot product of normals below 1, and the gradient of its arc cosine finite
 
 DRAWS = {"zeros": lambda key, shape, strength: jnp.zeros(shape, jnp.float32), **NOISES}
-# In metres, deep scenes weigh more: the paper's choice. "normalised": all scenes are equally deep.
-UNITS = {"metres": lambda batch: batch["span"] / 2, "normalised": lambda batch: jnp.ones(len(batch["rgb"]))}
+
+
+def _metres(batch: Batch) -> Array:
+    """The target's unit, for each image: half of the metres from -1 to +1."""
+    return (batch["span"] / 2).reshape(-1, 1, 1, 1)
+
+
+# What an error of the aligned prediction is measured in: (b, 1, 1, 1) or (b, h, w, 1), to multiply it with.
+# In metres, deep scenes weigh more: the paper's choice. "normalised": all scenes are equally deep. "relative": to the
+# depth of the pixel, so that the loss is AbsRel itself.
+UNITS = {
+    "metres": _metres,
+    "normalised": lambda batch: jnp.ones((len(batch["rgb"]), 1, 1, 1)),
+    "relative": lambda batch: _metres(batch) / jnp.where(mask_of(batch), batch["depth"], 1.0),
+}
 
 
 def _depth_loss(pixels, batch, weight):
@@ -64,8 +77,8 @@ def end_to_end_objective(
         target: "depth" or "normals".
         noise: what takes the place of the noisy target's latent: "zeros", or a row of `NOISES`.
         strength: of noise that has one.
-        units: of the depth loss; a row of `UNITS`. "metres" wants `span` (b,) in the batch, the metres that the
-            target's [-1, 1] stands for.
+        units: of the depth loss; a row of `UNITS`. All but "normalised" want `span` (b,) in the batch, the metres that
+            the target's [-1, 1] stands for; "relative" also wants `depth` (b, h, w, 1), metres.
         compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
         remat: a row of `REMAT`. With any but "none", images are decoded one at a time, and once more going backward.
 
