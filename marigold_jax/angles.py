@@ -74,7 +74,7 @@ def pooled_angle_scores(each: Callable[[Callable[[Angles], T]], Iterable[T]]) ->
     middle = np.asarray([(count - 1) // 2, count // 2])  # the ranks of the median; one and the same for odd counts
     ends = np.cumsum(histogram)
     first, last = np.searchsorted(ends, middle, side="right")
-    parts = list(each(lambda angles: _distinct(angles[(_bin(angles) >= first) & (_bin(angles) <= last)])))
+    parts = list(each(lambda angles: _distinct(angles, int(first), int(last))))
     values, repeats = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.argsort(values)
     below = ends[first] - histogram[first]
@@ -94,6 +94,7 @@ def _bin(angles: Angles) -> np.ndarray:
     return (angles * (BINS / 180)).astype(np.intp)
 
 
-def _distinct(angles: Angles) -> tuple[np.ndarray, np.ndarray]:
-    """Each value once, and how often it is there: walls that face the camera repeat one angle over and over."""
-    return np.unique(angles, return_counts=True)
+def _distinct(angles: Angles, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is in these bins, each value once, and how often it is there: walls repeat one angle over and over."""
+    bins = _bin(angles)
+    return np.unique(angles[(bins >= first) & (bins <= last)], return_counts=True)

@@ -155,7 +155,8 @@ def in_our_axes(look: Look, factors: tuple[int, ...]) -> Look:
 def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: list[int]) -> None:
     """Makes the predictions of a model, where they are not in the folder yet."""
     settings = {key: getattr(arguments, key) for key in SETTINGS}
-    claim(folder / "settings.json", settings)
+    note = folder / "settings.json"
+    agree(note, settings)
     paths = {index: folder / Path(split.name_of(index)).with_suffix(".npy") for index in indices}
     todo = [index for index, path in paths.items() if not path.exists()]
     if todo:
@@ -170,7 +171,8 @@ def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: 
             raise ValueError(error) from None
         if pipe.modality.name not in split.features:
             held = " and ".join(name for name in QUANTITIES if name in split.features)
-            raise ValueError(f"{arguments.checkpoint}: this estimates {pipe.modality.name}; {split.path} holds {held}")
+            raise ValueError(f"{called(arguments)} estimates {pipe.modality.name}; {split.path} holds {held}")
+        save(note, json.dumps(settings, indent=2).encode() + b"\n")
         with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
             for start in range(0, len(todo), TOGETHER):
                 some = todo[start : start + TOGETHER]
@@ -195,14 +197,13 @@ def photograph(split: Split, index: int) -> np.ndarray | None:
         return None
 
 
-def claim(file: Path, settings: dict[str, Any]) -> None:
-    """Notes how the predictions beside it are made; raises Stop if those that are there were made otherwise."""
+def agree(file: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the predictions beside the file, which notes how they are made, were made otherwise."""
     if file.exists() and (found := json.loads(file.read_text())) != settings:
         changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found[key] != value]
         raise ValueError(
             f"{file.parent} holds predictions made otherwise ({'; '.join(changed)}): name another --output_dir"
         )
-    save(file, json.dumps(settings, indent=2).encode() + b"\n")
 
 
 def blind(train: PreparedSplit, split: Split, quantity: Quantity) -> dict[str, Look]:
@@ -246,7 +247,6 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     train = PreparedSplit(str(arguments.data_dir / name / "train")) if arguments.blind else None
     if not arguments.predictions:
         compute(arguments, folder / "predictions", split, indices)
-    main_name = str(arguments.predictions or arguments.checkpoint or "the model that ships")
     look = saved(arguments.predictions or folder / "predictions", split)
     quantity = quantity_of(look, split, indices)
     arguments = with_defaults(arguments, alignment=quantity.alignments[0])
@@ -259,7 +259,7 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     estimators = blind(train, split, quantity) if train else {}
     estimators |= {str(other): saved(other, split) for other in arguments.beside}
     rows = []
-    for title, estimator in {**estimators, main_name: look}.items():
+    for title, estimator in {**estimators, called(arguments): look}.items():
         scores = score(estimator, split, indices, arguments.alignment, arguments.allow_missing, quantity)
         mean = means(scores)
         together = pooled(estimator, split, list(scores), arguments.alignment, quantity)
@@ -275,6 +275,11 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     lines += [f"{arguments.alignment}: {remark}"] if remark else []
     lines += [comparison(name, protocol, arguments, len(scores), together or mean, quantity)] if protocol else []
     return "\n".join(lines)
+
+
+def called(arguments: argparse.Namespace) -> str:
+    """The estimator that is scored, in tables and messages."""
+    return str(arguments.predictions or arguments.checkpoint or "the model that ships")
 
 
 def with_defaults(arguments: argparse.Namespace, **chosen: Any) -> argparse.Namespace:

@@ -12,6 +12,7 @@ from marigold_jax.angles import (
     pooled_angle_scores,
     within,
 )
+from marigold_jax.data import panels
 
 EVERYWHERE = np.ones((1, 1, 1), bool)
 
@@ -94,3 +95,15 @@ def test_pooled_scores_are_those_of_all_pixels_at_once(images):
     assert list(got) == list(want)
     for name, value in want.items():
         assert got[name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
+
+
+def test_the_panel_shows_angles_where_they_are_known():
+    truth = np.zeros((2, 3, 3), np.float32) + np.float32([0, 0, 1])
+    prediction, mask = truth.copy(), np.ones((2, 3, 1), bool)
+    prediction[0, 1], prediction[0, 2], mask[0, 2] = (0, 0, -1), np.nan, False
+    image = np.full((2, 3, 3), 77, np.uint8)
+    drawn = panels.normals_panel([image], [truth], [prediction], [mask])
+    photograph, true, predicted, error = (drawn[:, start : start + 3] for start in range(0, 4 * (3 + panels.GAP), 5))
+    assert (photograph == 77).all() and (true[1] == (127, 127, 255)).all() and (true[0, 2] == 0).all()
+    assert tuple(predicted[0, 1]) == (127, 127, 0) and (predicted[0, 2] == 0).all()
+    assert error[0, 0].sum() < 10 and error[0, 1].sum() > 600 and (error[0, 2] == 0).all()

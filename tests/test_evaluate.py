@@ -187,7 +187,8 @@ def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, c
     named = ["--data_dir", str(tmp_path), "--name", "mine", "--split", "test", "--unit", "mm", "--workers", "1"]
     assert prepare.main(["folder", "--raw_dir", str(tmp_path / "raw"), *named]) == 0
     assert run(tmp_path, tmp_path / "none", *flags) == 1
-    assert "this estimates normals;" in capsys.readouterr().err
+    assert f"{tmp_path / 'model'} estimates normals;" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()  # nothing that would be in the way of another checkpoint
 
 
 @pytest.mark.parametrize(

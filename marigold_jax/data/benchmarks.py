@@ -203,7 +203,7 @@ PUBLISHED = {"depth": (PUBLISHED_DEPTH, (0.01, 0.01)), "normals": (PUBLISHED_NOR
 NOTES = {
     "normals": [
         "Published normals: all pixels together, predicted at the images' own size (--processing_res 0, seed 1234).",
-        "Marigold's authors evaluate theirs with --denoise_steps 4 --ensemble_size 10, at the size and seed used here.",
+        "Marigold's authors evaluate theirs with --denoise_steps 4 --ensemble_size 10, the default size and seed here.",
     ]
 }
 
