@@ -1,21 +1,25 @@
-"""Scores a depth estimator on prepared datasets, or predictions that anybody saved.
+"""Scores a depth or normals estimator on datasets, or predictions that anybody saved.
 
     python -m marigold_jax.evaluate --checkpoint DIR --dataset rooms --data_dir data --output_dir scores --blind
     python -m marigold_jax.evaluate --predictions maps/ --dataset rooms,my_scans --data_dir data --output_dir scores
     python -m marigold_jax.evaluate --checkpoint NAME --dataset nyu_v2,kitti,eth3d,scannet,diode --data_dir official ...
+    python -m marigold_jax.evaluate --checkpoint NAME --dataset nyu_v2_normals,scannet_normals,ibims_normals ...
 
 A dataset is one that `prepare` made, or a test set of the papers as Marigold's authors packed it; those have protocols
 of their own: see `marigold_jax/data/benchmarks.py`. What the papers report is printed below the scores.
 
-Each prediction is aligned to the truth (--alignment), clipped to the depths that count in the dataset, and compared
-over the valid pixels, in float64; scores are means over images. For every DATASET, OUTPUT_DIR gets
+Depth is aligned to the truth (--alignment), clipped to the depths that count in the dataset, and compared over the
+valid pixels, in float64; scores are means over images. Normals are compared by the angle to the true ones, in degrees,
+as means over images and over all pixels together, and on prepared datasets wherever predictions have three channels.
+For every DATASET, OUTPUT_DIR gets
     DATASET/metrics.json      the means, and the settings they were made with
     DATASET/per_sample.csv    the scores of each image
-    DATASET/worst.png         the ten worst by AbsRel: image, truth, prediction, relative error
-    DATASET/predictions/      of a model: NAME.npy, float32 (height, width); an interrupted run goes on from here
+    DATASET/worst.png         the ten worst by AbsRel or mean angle: image, truth, prediction, error
+    DATASET/predictions/      of a model: NAME.npy, float32 (height, width) or (height, width, 3); an interrupted run
+                              goes on from here
 --predictions wants NAME.npy for each image NAME of the dataset, in folders as there; a missing or broken one is an
 error, unless --allow_missing. --beside takes more such folders, for more rows of the table. --blind adds two estimators
-that never look: a constant, and the mean map of the split "train".
+that never look: a constant (normals: everything faces the camera), and the mean map of the split "train".
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -29,14 +33,28 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax.data.benchmarks import BENCHMARKS, Benchmark, OfficialSplit, published
+from marigold_jax.angles import CONVENTIONS
+from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
 from marigold_jax.data.frames import BadFrame
 from marigold_jax.data.predictions import save
 from marigold_jax.data.resample import resize
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import transform
-from marigold_jax.metrics import ALIGNMENTS, METRICS
-from marigold_jax.scoring import Look, Map, Split, means, report, score, table
+from marigold_jax.metrics import ALIGNMENTS, REMARKS
+from marigold_jax.scoring import (
+    QUANTITIES,
+    Look,
+    Map,
+    Quantity,
+    Scores,
+    Split,
+    means,
+    pooled,
+    quantity_of,
+    report,
+    score,
+    table,
+)
 
 SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "seed", "dtype")
 TOGETHER = 16  # images that a model is given at once
@@ -57,7 +75,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--lists", type=Path, metavar="DIR", help="official filename lists (default: DATA_DIR/data_split)")
     add("--split", default="test", help="of each prepared dataset (default: %(default)s)")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where scores go; made if missing")
-    add("--alignment", choices=ALIGNMENTS, default="least_square", help="(default: %(default)s)")
+    add("--alignment", choices=ALIGNMENTS, help="of depth (default: least_square)")
+    add(
+        "--normals_convention",
+        choices=CONVENTIONS,
+        help="where x points in the normals that are scored, not in those --beside; y is up, z to the viewer "
+        "(default: x_right; E2E-FT's are x_left)",
+    )
     add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
     add("--ensemble_size", **number, default=1, help="predictions merged for each image (default: 1)")
     add(
@@ -93,7 +117,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def saved(folder: Path, split: Split) -> Look:
-    """Predictions from NAME.npy, or the name that the official inference gives, (h, w) or (h, w, 1)."""
+    """Predictions from NAME.npy, or the name that the official inference gives: (h, w), (h, w, c) or (3, h, w)."""
 
     def look(index: int) -> Map | None:
         name = split.name_of(index)
@@ -102,18 +126,37 @@ def saved(folder: Path, split: Split) -> Look:
         if not found:
             return None
         try:
-            values = np.load(found[0])
+            return channels_last(np.load(found[0]).astype(np.float32))
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{found[0]}: not a whole .npy file ({error})") from None
-        return values.reshape(*values.shape[:2], 1).astype(np.float32)
+            raise ValueError(f"{found[0]}: not a whole .npy file of a prediction ({error})") from None
 
     return look
 
 
-def computed(arguments: argparse.Namespace, folder: Path, split: Split, indices: list[int]) -> Look:
-    """Predictions of a model, which are made first, where they are not in the folder yet."""
+def channels_last(values: np.ndarray) -> Map:
+    """Official normals have their channels first. Raises ValueError for an array that is no map."""
+    if values.ndim == 3 and len(values) == 3 and values.shape[2] != 3:
+        return values.transpose(1, 2, 0)
+    if values.ndim not in (2, 3):
+        raise ValueError(f"wanted shape (height, width) or (height, width, channels), found {values.shape}")
+    return values.reshape(*values.shape[:2], -1)
+
+
+def in_our_axes(look: Look, factors: tuple[int, ...]) -> Look:
+    """Normals of another convention, with the axes turned round that differ."""
+
+    def turned(index: int) -> Map | None:
+        normals = look(index)
+        return normals * np.float32(factors) if normals is not None and normals.shape[2] == len(factors) else normals
+
+    return turned
+
+
+def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: list[int]) -> None:
+    """Makes the predictions of a model, where they are not in the folder yet."""
     settings = {key: getattr(arguments, key) for key in SETTINGS}
-    claim(folder / "settings.json", settings)
+    note = folder / "settings.json"
+    agree(note, settings)
     paths = {index: folder / Path(split.name_of(index)).with_suffix(".npy") for index in indices}
     todo = [index for index, path in paths.items() if not path.exists()]
     if todo:
@@ -126,8 +169,10 @@ def computed(arguments: argparse.Namespace, folder: Path, split: Split, indices:
             pipe.sampler(arguments.denoise_steps)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(error) from None
-        if pipe.modality.name != "depth":
-            raise ValueError(f"{arguments.checkpoint}: this estimates {pipe.modality.name}, and only depth is scored")
+        if pipe.modality.name not in split.features:
+            held = " and ".join(name for name in QUANTITIES if name in split.features)
+            raise ValueError(f"{called(arguments)} estimates {pipe.modality.name}; {split.path} holds {held}")
+        save(note, json.dumps(settings, indent=2).encode() + b"\n")
         with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
             for start in range(0, len(todo), TOGETHER):
                 some = todo[start : start + TOGETHER]
@@ -139,10 +184,9 @@ def computed(arguments: argparse.Namespace, folder: Path, split: Split, indices:
                     processing_resolution=arguments.processing_res,
                     seed=arguments.seed,
                 ).prediction
-                for index, depth in zip(images, predictions, strict=True):
-                    save(paths[index], npy(depth[..., 0]))
+                for index, prediction in zip(images, predictions, strict=True):
+                    save(paths[index], npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
                 bar.update(len(some))
-    return saved(folder, split)
 
 
 def photograph(split: Split, index: int) -> np.ndarray | None:
@@ -153,23 +197,28 @@ def photograph(split: Split, index: int) -> np.ndarray | None:
         return None
 
 
-def claim(file: Path, settings: dict[str, Any]) -> None:
-    """Notes how the predictions beside it are made; raises Stop if those that are there were made otherwise."""
+def agree(file: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the predictions beside the file, which notes how they are made, were made otherwise."""
     if file.exists() and (found := json.loads(file.read_text())) != settings:
         changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found[key] != value]
         raise ValueError(
             f"{file.parent} holds predictions made otherwise ({'; '.join(changed)}): name another --output_dir"
         )
-    save(file, json.dumps(settings, indent=2).encode() + b"\n")
 
 
-def blind(train: PreparedSplit, split: Split) -> dict[str, Look]:
-    """Estimators that know no image: a constant, and the mean of normalised training depth, stretched to fit."""
+def blind(train: PreparedSplit, split: Split, quantity: Quantity) -> dict[str, Look]:
+    """Estimators that know no image: a constant, and the mean of the training split's maps, stretched to fit.
+
+    Depth is normalised before it is averaged. Raises ValueError where the training split does not hold the quantity.
+    """
+    if quantity.name not in train.features:
+        raise ValueError(f"--blind: {train.path} holds no {quantity.name}")
     picks = np.unique(np.linspace(0, len(train) - 1, MEAN_OF).astype(int))
     options = {"size": train[0]["mask"].shape[:2], "flip": False, "antialias": True, "far_fill": True}
-    mean = np.mean([transform(train[int(index)], **options)["target"] for index in picks], axis=0)
+    mean = sum(transform(train[int(index)], **options)[quantity.sample] for index in picks) / np.float32(len(picks))
+    constant = np.float32(quantity.constant)
     return {
-        "constant": lambda index: np.ones_like(split[index]["depth"]),
+        "constant": lambda index: np.broadcast_to(constant, split[index][quantity.name].shape),
         "mean map": lambda index: resize(mean, split[index]["mask"].shape[:2], "bilinear", antialias=False),
     }
 
@@ -188,58 +237,84 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     protocol = BENCHMARKS.get(name)
     if protocol:
         split = OfficialSplit(name, arguments.data_dir, arguments.lists or arguments.data_dir / "data_split")
-        arguments = with_defaults(arguments, protocol.processing_resolution, protocol.seed)
+        arguments = with_defaults(arguments, processing_res=protocol.processing_resolution, seed=protocol.seed)
     else:
         split = PreparedSplit(str(arguments.data_dir / name / arguments.split))
-        arguments = with_defaults(arguments, processing_res=None, seed=SEED)  # None: the checkpoint's own
+        arguments = with_defaults(arguments, seed=SEED)  # at the checkpoint's own resolution
     count = min(arguments.limit or len(split), len(split))
     indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
     folder = arguments.output_dir / name
-    estimators = blind(PreparedSplit(str(arguments.data_dir / name / "train")), split) if arguments.blind else {}
+    train = PreparedSplit(str(arguments.data_dir / name / "train")) if arguments.blind else None
+    if not arguments.predictions:
+        compute(arguments, folder / "predictions", split, indices)
+    look = saved(arguments.predictions or folder / "predictions", split)
+    quantity = quantity_of(look, split, indices)
+    arguments = with_defaults(arguments, alignment=quantity.alignments[0])
+    if arguments.alignment not in quantity.alignments:
+        raise ValueError(f"--alignment {arguments.alignment}: {name} is scored on {quantity.name}, which has no such")
+    if arguments.normals_convention:
+        if quantity.name != "normals":
+            raise ValueError(f"--normals_convention: {name} is scored on {quantity.name}")
+        look = in_our_axes(look, CONVENTIONS[arguments.normals_convention])
+    estimators = blind(train, split, quantity) if train else {}
     estimators |= {str(other): saved(other, split) for other in arguments.beside}
-    if arguments.predictions:
-        main_name, look = str(arguments.predictions), saved(arguments.predictions, split)
-    else:
-        main_name = str(arguments.checkpoint or "the model that ships")
-        look = computed(arguments, folder / "predictions", split, indices)
     rows = []
-    for title, estimator in {**estimators, main_name: look}.items():
-        scores = score(estimator, split, indices, arguments.alignment, arguments.allow_missing)
-        if estimator is look:
-            settings = {key: value for key, value in vars(arguments).items() if key != "output_dir"}
-            report(folder, split, look, scores, settings)
+    for title, estimator in {**estimators, called(arguments): look}.items():
+        scores = score(estimator, split, indices, arguments.alignment, arguments.allow_missing, quantity)
         mean = means(scores)
-        rows.append([name, title, len(scores), *(mean[key] for key in METRICS)])
-    text = table(["dataset", "estimator", "images", *METRICS], rows)
-    return f"{text}\n{comparison(name, protocol, arguments, len(scores), mean)}" if protocol else text
+        together = pooled(estimator, split, list(scores), arguments.alignment, quantity)
+        rows.append([name, title, len(scores), *mean.values()])
+        if together:
+            rows.append([name, f"{title}, all pixels together", len(scores), *together.values()])
+    remark = REMARKS.get(arguments.alignment)
+    settings = {key: value for key, value in vars(arguments).items() if key != "output_dir"}
+    summary = {"images": len(scores), **mean} | ({"all_pixels": together} if together else {})
+    summary |= {"settings": settings} | ({"remark": remark} if remark else {})
+    report(folder, split, look, scores, summary, arguments.alignment, quantity)
+    lines = [table(["dataset", "estimator", "images", *quantity.metrics], rows)]
+    lines += [f"{arguments.alignment}: {remark}"] if remark else []
+    lines += [comparison(name, protocol, arguments, len(scores), together or mean, quantity)] if protocol else []
+    return "\n".join(lines)
 
 
-def with_defaults(arguments: argparse.Namespace, processing_res: int | None, seed: int) -> argparse.Namespace:
+def called(arguments: argparse.Namespace) -> str:
+    """The estimator that is scored, in tables and messages."""
+    return str(arguments.predictions or arguments.checkpoint or "the model that ships")
+
+
+def with_defaults(arguments: argparse.Namespace, **chosen: Any) -> argparse.Namespace:
     """The flags with what the dataset says where the user did not."""
-    chosen = {"processing_res": processing_res, "seed": seed}
     given = {key: value for key, value in vars(arguments).items() if value is not None}
     return argparse.Namespace(**vars(arguments) | chosen | given)
 
 
 def comparison(
-    name: str, protocol: Benchmark, arguments: argparse.Namespace, images: int, mean: dict[str, float]
+    name: str, protocol: Benchmark, arguments: argparse.Namespace, images: int, scores: Scores, quantity: Quantity
 ) -> str:
     """What the papers report beside what came out here, or why the two must not be compared."""
+    resolutions = protocol.processing_resolution, protocol.published_resolution
     differences = {
         f"{images} images, the papers' split has {protocol.count}": images != protocol.count,
-        f"--alignment {arguments.alignment}": arguments.alignment != "least_square",
+        f"--alignment {arguments.alignment}": arguments.alignment != quantity.alignments[0],
         f"--processing_res {arguments.processing_res}": (
-            not arguments.predictions and arguments.processing_res != protocol.processing_resolution
+            not arguments.predictions and arguments.processing_res not in resolutions
         ),
     }
     if any(differences.values()):
         return f"not the papers' protocol: {', '.join(what for what, differs in differences.items() if differs)}"
-    ours = mean["abs_rel"], mean["delta1"]
     rows = [
-        [name, method, *theirs, *(f"{here - there:+.4f}" for here, there in zip(ours, theirs, strict=True))]
+        [
+            name,
+            method,
+            *theirs,
+            *(f"{scores[key] - value:+.4f}" for key, value in zip(quantity.headline, theirs, strict=True)),
+        ]
         for method, theirs in published(name).items()
     ]
-    return table(["dataset", "published", "abs_rel", "delta1", "here, abs_rel", "here, delta1"], rows)
+    if not rows:
+        return f"{name}: no published scores are known here"
+    text = table(["dataset", "published", *quantity.headline, *(f"here, {key}" for key in quantity.headline)], rows)
+    return "\n".join([text, *NOTES.get(quantity.name, [])])
 
 
 def main(argv: list[str] | None = None) -> int:

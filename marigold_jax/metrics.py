@@ -15,6 +15,8 @@ Fit = tuple[Any, ...]  # NumPy's indexing
 EVERYWHERE: Fit = ()
 SMALLEST_DISPARITY = 1e-3  # 1 / metres
 SMALLEST_DEPTH = 1e-6  # what is aligned to less is taken to be this: depth is positive
+FARTHEST = 1e3  # metres: what a robust fit may make of a prediction far outside of what it was fitted to
+RANSAC_PAIRS, RANSAC_JUDGES, RANSAC_SEED = 1000, 4096, 0
 
 
 def align_least_squares(
@@ -66,6 +68,45 @@ def align_disparity(
     return 1 / np.maximum(scale * prediction.astype(np.float64) + shift, SMALLEST_DISPARITY)
 
 
+def align_robust_log(
+    prediction: Float[np.ndarray, "*shape"],
+    depth: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    fit: Fit = EVERYWHERE,
+) -> Float[np.ndarray, "*shape"]:
+    """Returns the prediction as metres: scaled and shifted to fit log(1 + depth), whatever outliers say.
+
+    The protocol of Pixel-Perfect Depth (arXiv 2510.07316), by random sample consensus. `RANSAC_PAIRS` times two valid
+    pixels are drawn, and the line through them is judged by how many of at most `RANSAC_JUDGES` others, also drawn,
+    lie no farther from it, in log(1 + depth), than the median absolute deviation of that. The best line is fitted again
+    by least squares, to every valid pixel that lies so near to it. The draws are the same every time. A prediction that
+    is constant where it is valid gets the mean. The scale may be negative. Depth is at most `FARTHEST`.
+
+    Raises ValueError where no pixel is valid.
+    """
+    x, y = prediction[fit][mask[fit]].astype(np.float64), np.log1p(depth[fit][mask[fit]].astype(np.float64))
+    near = np.ones(x.shape, bool)
+    if x.size and x.min() < x.max():
+        threshold = np.median(np.abs(y - np.median(y)))
+        random = np.random.default_rng(RANSAC_SEED)
+        one, other = random.integers(x.size, size=(2, RANSAC_PAIRS))
+        one, other = one[x[one] != x[other]], other[x[one] != x[other]]
+        judges = random.choice(x.size, min(x.size, RANSAC_JUDGES), replace=False)
+        scales = (y[one] - y[other]) / (x[one] - x[other])
+        shifts = y[one] - scales * x[one]
+        votes = [
+            np.count_nonzero(np.abs(scale * x[judges] + shift - y[judges]) <= threshold)
+            for scale, shift in zip(scales, shifts, strict=True)
+        ]
+        if votes:
+            best = int(np.argmax(votes))
+            near = np.abs(scales[best] * x + shifts[best] - y) <= threshold
+    # Of the two that made the line one may lie off it by a rounding, where the threshold is zero.
+    scale, shift = align_least_squares(x, y, near if near.any() else np.ones(x.shape, bool))
+    metres = np.expm1(np.minimum(scale * prediction.astype(np.float64) + shift, np.log1p(FARTHEST)))
+    return np.maximum(metres, SMALLEST_DEPTH)
+
+
 def keep(
     prediction: Float[np.ndarray, "*shape"],
     depth: Float[np.ndarray, "*shape"],
@@ -76,7 +117,18 @@ def keep(
     return np.maximum(prediction.astype(np.float64), SMALLEST_DEPTH)
 
 
-ALIGNMENTS = {"least_square": align, "least_square_disparity": align_disparity, "none": keep}
+ALIGNMENTS = {
+    "least_square": align,
+    "least_square_disparity": align_disparity,
+    "ransac_log": align_robust_log,
+    "none": keep,
+}
+# What has to be said of an alignment, since no paper fixes it.
+REMARKS = {
+    "ransac_log": f"scale and shift to log(1 + depth), by the best of {RANSAC_PAIRS} pairs of pixels (seed "
+    f"{RANSAC_SEED}), judged at {RANSAC_JUDGES} pixels with the median absolute deviation as threshold, then least "
+    "squares over all pixels within it; compare with nothing but the same"
+}
 
 
 Values = Float64[np.ndarray, " n"]

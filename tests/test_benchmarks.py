@@ -14,6 +14,7 @@ from marigold_jax import evaluate
 from marigold_jax.data import benchmarks
 from marigold_jax.data.benchmarks import BENCHMARKS, OfficialSplit
 from marigold_jax.data.frames import BadFrame
+from marigold_jax.scoring import QUANTITIES
 
 # Of each test set: how a line of its list looks, the size of its photographs, and where the list lies.
 LINES = {
@@ -22,6 +23,12 @@ LINES = {
     "eth3d": "rgb/office/images/dslr_images/DSC_{i}.JPG depth/office_dslr_depth/office/ground_truth_depth/DSC_{i}.JPG",
     "scannet": "scene0406_02/color/00030{i}.jpg scene0406_02/depth/00030{i}.png",
     "diode": "indoors/scene_1/0{i}.png indoors/scene_1/0{i}_depth.npy indoors/scene_1/0{i}_depth_mask.npy",
+    "nyu_v2_normals": "00000{i}_img.png 00000{i}_normal.npy",
+    "scannet_normals": "scene0001_01/00117{i}_img.png scene0001_01/00117{i}_normal.npy",
+    "ibims_normals": "corridor_0{i}_img.png corridor_0{i}_normal.npy",
+    "sintel_normals": "alley_2/frame_000{i}_img.png alley_2/frame_000{i}_normal.npy",
+    "diode_normals": "outdoor/scene_00024/scan_00201/07{i}_030.png outdoor/scene_00024/scan_00201/07{i}_030_normal.npy",
+    "oasis_normals": "26858{i}_ALI_img.png 26858{i}_ALI_normal.npy",
 }
 SIZES = {"nyu_v2": (480, 640), "kitti": (375, 1242), "eth3d": (40, 60), "scannet": (48, 64), "diode": (48, 64)}
 LISTS = {
@@ -30,6 +37,20 @@ LISTS = {
     "eth3d": "eth3d/eth3d_filename_list.txt",
     "scannet": "scannet_depth/scannet_val_sampled_list_800_1.txt",
     "diode": "diode/diode_val_all_filename_list.txt",
+    "nyu_v2_normals": "nyu_normals/nyuv2_test.txt",
+    "scannet_normals": "scannet_normals/scannet_test.txt",
+    "ibims_normals": "ibims_normals/ibims_test.txt",
+    "sintel_normals": "sintel_normals/sintel_filtered.txt",
+    "diode_normals": "diode_normals/diode_test.txt",
+    "oasis_normals": "oasis_normals/oasis_test.txt",
+}
+CONTAINERS = {  # of the normals, as the official configurations name them
+    "nyu_v2_normals": "nyuv2/test",
+    "scannet_normals": "scannet",
+    "ibims_normals": "ibims/ibims",
+    "sintel_normals": "sintel",
+    "diode_normals": "diode/val",
+    "oasis_normals": "oasis/val",
 }
 OFFICIAL = {  # what the official inference calls its prediction for the first line
     "nyu_v2": "test/kitchen_0004/pred_0000",
@@ -92,7 +113,7 @@ def small_eth3d(monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", SIZES)
 def test_what_is_read_is_what_is_there(name, packed, tmp_path, small_eth3d):
     depths = make(name, tmp_path, packed)
     split = OfficialSplit(name, tmp_path, tmp_path / "data_split")
@@ -119,6 +140,61 @@ def test_what_is_read_is_what_is_there(name, packed, tmp_path, small_eth3d):
     assert BENCHMARKS[name].official_name(split.name_of(0)) == OFFICIAL[name]
 
 
+def make_normals(name, data_dir, packed=False, size=(12, 16)):
+    """Two images; returns their normals as they are stored, float64 of any length, zero where there is none."""
+    random = np.random.default_rng(1)
+    folder = data_dir / CONTAINERS[name]
+    lines, truths = [LINES[name].format(i=i) for i in range(2)], []
+    for line in lines:
+        normals = random.normal(size=(*size, 3)) + np.float64([0, 0, 1.5])
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+        normals[2] *= 1.01
+        normals[:2] = 0
+        normals[3, :4] *= 0.05  # sky, in Sintel
+        rgb, truth = line.split()
+        (folder / rgb).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(folder / rgb)
+        np.save(folder / truth, normals)
+        truths.append(normals)
+    if packed:
+        with tarfile.open(f"{folder}.tar", "w") as archive:
+            archive.add(folder, ".")
+        folder.rename(f"{folder}_unpacked")
+    file = data_dir / "data_split" / LISTS[name]
+    file.parent.mkdir(parents=True)
+    file.write_text("\n".join(lines) + "\n")
+    return truths
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_normals_that_are_read_are_those_that_are_there(name, packed, tmp_path):
+    truths = make_normals(name, tmp_path, packed)
+    split = OfficialSplit(name, tmp_path, tmp_path / "data_split")
+    assert len(split) == 2 and split.features == {"rgb", "normals"}
+    for index, normals in enumerate(truths):
+        example, length = split[index], np.linalg.norm(normals, axis=-1, keepdims=True)
+        known = length > (0.1 if name == "sintel_normals" else 0)
+        np.testing.assert_array_equal(QUANTITIES["normals"].valid(example), known)
+        np.testing.assert_allclose(
+            example["normals"], np.where(known, normals, 0) / np.where(known, length, 1), atol=1e-6
+        )
+        assert example["rgb"].shape == normals.shape and example["rgb"].dtype == np.uint8
+        assert split.name_of(index) == LINES[name].format(i=index).split()[0]
+    # The official inference keeps the photograph's name.
+    assert f"{BENCHMARKS[name].official_name(split.name_of(0))}.png" == split.name_of(0)
+
+
+def test_rows_of_normals_are_those_of_the_official_scripts():
+    normals = {name: row for name, row in BENCHMARKS.items() if row.truth == "normals"}
+    assert set(normals) == set(CONTAINERS)
+    counts = {"nyu_v2": 654, "scannet": 300, "ibims": 100, "sintel": 1064, "diode": 771, "oasis": 9999}
+    assert {name.removesuffix("_normals"): row.count for name, row in normals.items()} == counts
+    assert {name for name, row in normals.items() if row.seed == 4321} == {"nyu_v2_normals", "ibims_normals"}
+    large = {name for name, row in normals.items() if row.processing_resolution == 768}
+    assert large == {"diode_normals", "oasis_normals"}
+
+
 def test_eigen_s_window_is_the_papers_fractions():
     """Of 352 x 1216: rows .3324324 to .91351351, columns .0359477 to .96405229."""
     rows, columns = BENCHMARKS["kitti"].window
@@ -138,6 +214,9 @@ def test_the_fit_on_eth3d_sees_every_so_manieth_column():
 def test_published_scores_stand_under_their_test_set():
     assert benchmarks.published("kitti")["Marigold + E2E-FT, 1 step"] == pytest.approx((0.096, 0.919))
     assert benchmarks.published("diode")["Marigold v1-0, 50 steps, ensemble of 10"] == pytest.approx((0.308, 0.773))
+    assert benchmarks.published("ibims_normals")["Marigold + E2E-FT, 1 step"] == pytest.approx((15.8, 0.699))
+    assert benchmarks.published("sintel_normals")["GeoWizard + E2E-FT, 1 step"] == pytest.approx((33.4, 0.224))
+    assert benchmarks.published("diode_normals") == {}
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -160,6 +239,78 @@ def test_saved_predictions_beside_the_papers(tmp_path, capsys, monkeypatch, offi
     assert "Marigold + E2E-FT, 1 step" in output and "-0.095" in output
     assert evaluate.main([*flags, "--limit", "1"]) == 0
     assert "not the papers' protocol: 1 images, the papers' split has 2" in capsys.readouterr().out
+
+
+def test_the_robust_alignment_is_not_the_papers(tmp_path, capsys, monkeypatch):
+    depths = make("diode", tmp_path, packed=False)
+    monkeypatch.setitem(BENCHMARKS, "diode", dataclasses.replace(BENCHMARKS["diode"], count=2))
+    for index, metres in enumerate(depths):
+        file = (tmp_path / "maps" / LINES["diode"].format(i=index).split()[0]).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, (0.5 * np.log1p(metres) - 0.1).astype(np.float32))
+    flags = ["--dataset", "diode", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    flags += ["--predictions", str(tmp_path / "maps")]
+    assert evaluate.main([*flags, "--alignment", "ransac_log"]) == 0
+    output = capsys.readouterr().out
+    assert "not the papers' protocol: --alignment ransac_log" in output and "published" not in output
+    assert "ransac_log: scale and shift to log(1 + depth), by the best of 1000 pairs" in output
+    summary = json.loads((tmp_path / "out" / "diode" / "metrics.json").read_text())
+    assert "1000 pairs" in summary["remark"] and summary["settings"]["alignment"] == "ransac_log"
+    # Metres from 0.3 to 200, of which those below 0.6 are clipped: but for these the fit is exact.
+    assert summary["abs_rel"] < 1e-2
+    assert evaluate.main(flags) == 0
+    assert "Marigold + E2E-FT, 1 step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("official", [False, True], ids=["channels last", "channels first, x left"])
+def test_saved_normals_beside_the_papers(tmp_path, capsys, monkeypatch, official):
+    name = "nyu_v2_normals"
+    truths = make_normals(name, tmp_path)
+    monkeypatch.setitem(BENCHMARKS, name, dataclasses.replace(BENCHMARKS[name], count=2))
+    random, angles = np.random.default_rng(2), []
+    for index, normals in enumerate(truths):
+        prediction = (normals + 0.2 * (index + 1) * random.normal(size=normals.shape)).astype(np.float32)
+        known = np.linalg.norm(normals, axis=-1) > 0
+        a, b = prediction[known].astype(np.float64), normals[known]
+        cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        angles.append(np.degrees(np.arccos(np.clip(cosines, -1, 1))))
+        file = (tmp_path / "maps" / LINES[name].format(i=index).split()[0]).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, (prediction * np.float32([-1, 1, 1])).transpose(2, 0, 1) if official else prediction)
+    flags = ["--dataset", name, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    flags += ["--predictions", str(tmp_path / "maps"), *(["--normals_convention", "x_left"] if official else [])]
+    assert evaluate.main(flags) == 0
+    summary = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+    together = np.concatenate(angles)
+    assert summary["median"] == pytest.approx(np.mean([np.median(one) for one in angles]), abs=1e-4)  # truth is float32
+    assert summary["all_pixels"]["median"] == pytest.approx(np.median(together), abs=1e-4)
+    assert summary["all_pixels"]["mean"] == pytest.approx(together.mean(), abs=1e-4)
+    output = capsys.readouterr().out
+    difference = f"{together.mean() - 16.2:+.4f}"
+    assert any("Marigold + E2E-FT" in line and difference in line for line in output.splitlines())
+    assert "Published normals: all pixels together" in output
+    assert evaluate.main([*flags, "--limit", "1"]) == 0
+    assert "not the papers' protocol: 1 images" in capsys.readouterr().out
+
+
+def test_what_is_missing_or_broken_of_normals_is_named(tmp_path, capsys):
+    make_normals("diode_normals", tmp_path)
+    split = OfficialSplit("diode_normals", tmp_path, tmp_path / "data_split")
+    truth = Path(split.path) / LINES["diode_normals"].format(i=1).split()[1]
+    np.save(truth, np.zeros((12, 16)))
+    with pytest.raises(BadFrame, match=r"unreadable normals.*071_030_normal\.npy: wanted normals of shape"):
+        split[1]
+    np.save(truth, np.ones((13, 16, 3)))
+    with pytest.raises(BadFrame, match="size mismatch"):
+        split[1]
+    maps = tmp_path / "maps"
+    for index in range(2):
+        file = (maps / split.name_of(index)).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.ones((12, 16), np.float32))
+    flags = ["--dataset", "diode_normals", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert evaluate.main([*flags, "--predictions", str(maps)]) == 1
+    assert "wanted predictions with the channels of normals (3); they have 1" in capsys.readouterr().err
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path, capsys):

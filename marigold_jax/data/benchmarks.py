@@ -1,19 +1,21 @@
-"""The five test sets that papers report depth on, one row each, read as Marigold's authors packed them.
+"""The test sets that papers report depth and normals on, one row each, read as Marigold's authors packed them.
 
     DATA_DIR/nyuv2/nyu_labeled_extracted.tar        the archive, or a folder of that name without ".tar"
+    DATA_DIR/nyuv2/test/000000_img.png, 000000_normal.npy ...         of the normals, which come in a zip archive
     LISTS/nyu*/labeled/filename_list_test.txt       the official filename list (LISTS: its folder `data_split`)
 
-A row is a protocol: how files become metres, which pixels count, at which resolution and with which seed the papers
-predict, how many images there are. A score under another one is another number (arXiv 2312.02145, section 4.2).
+A row is a protocol: how files become metres or unit vectors, which pixels count, at which resolution and with which
+seed the papers predict, how many images there are. A score under another one is another number (arXiv 2312.02145,
+section 4.2).
 """
 
 import io
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -35,13 +37,15 @@ class Benchmark:
         container: the archive below DATA_DIR, without ".tar"; a folder of that name does as well.
         filename_list: a glob below LISTS; the repository has renamed the folders since.
         count: how many images the papers score.
-        source: from stored depth to metres, and which count; its crop applies to photograph and depth.
-        read_depth: from the content of a depth file to what `source` understands.
+        source: from stored depth to metres, and which count; its crop applies to photograph and truth.
+        read: from the content of a file of the truth to what `data.sources.decode` understands.
         official_name: from an RGB path to the name that the official inference gives its prediction, without ".npy".
+        truth: what is known of each photograph, "depth" or "normals".
         limits: to which aligned predictions are clipped, in metres; None for the range of the source.
         mask_column: of the filename list; a file that says what is valid. None: the range of the source says it.
         window: rows and columns, after the crop, that count; None for all.
-        processing_resolution, seed: of the papers' predictions.
+        processing_resolution, seed: of the authors' predictions.
+        published_resolution: of those whose scores are in `PUBLISHED`; None where it is the same.
         alignment_width: the fit sees every so-manieth column, so that there are at most these; None for all.
     """
 
@@ -49,13 +53,15 @@ class Benchmark:
     filename_list: str
     count: int
     source: Source
-    read_depth: Callable[[bytes], bytes | np.ndarray]
+    read: Callable[[bytes], bytes | np.ndarray]
     official_name: Callable[[str], str]
+    truth: str = "depth"
     limits: tuple[float, float] | None = None
     mask_column: int | None = None
     window: tuple[Rows, Columns] | None = None
     processing_resolution: int = 0
     seed: int = 1234
+    published_resolution: int | None = None
     alignment_width: int | None = None
 
 
@@ -74,6 +80,23 @@ def eth3d_raster(content: bytes) -> Float32[np.ndarray, "h w 1"]:
     return np.where(np.isfinite(values), values, np.float32(0))
 
 
+def vectors(content: bytes, shortest: float = 0.0) -> Float32[np.ndarray, "h w 3"]:
+    """Normals of any length, x right, y up, z to the viewer; zero, which is unknown, where not longer than `shortest`.
+
+    Raises ValueError where the file holds something else.
+    """
+    values = np.load(io.BytesIO(content)).astype(np.float32)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise ValueError(f"wanted normals of shape (height, width, 3), found {values.shape}")
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.where(np.isfinite(length) & (length > shortest), values, np.float32(0))
+
+
+def same_stem(rgb: str) -> str:
+    """a/0001_img.png -> a/0001_img"""
+    return str(PurePosixPath(rgb).with_suffix(""))
+
+
 def by_stem(rgb: str) -> str:
     """a/0001.png -> a/pred_0001"""
     path = PurePosixPath(rgb)
@@ -86,13 +109,21 @@ def by_number(rgb: str) -> str:
     return str(path.with_name(f"pred_{path.stem.split('_')[1]}"))
 
 
+def _normals(container: str, filename_list: str, count: int, **differences: Any) -> Benchmark:
+    """A row of normals; the papers predict with four steps and an ensemble of ten."""
+    usual = {"read": vectors, "processing_resolution": 640, "published_resolution": 0}
+    return Benchmark(
+        container, filename_list, count, Source(1.0), official_name=same_stem, truth="normals", **usual | differences
+    )
+
+
 BENCHMARKS = {
     "nyu_v2": Benchmark(
         container="nyuv2/nyu_labeled_extracted",
         filename_list="nyu*/labeled/filename_list_test.txt",
         count=654,
         source=Source(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
-        read_depth=png,
+        read=png,
         official_name=by_number,
         window=((45, 471), (41, 601)),
     ),
@@ -101,7 +132,7 @@ BENCHMARKS = {
         filename_list="kitti*/eigen_test_files_with_gt.txt",
         count=652,  # of 697 lines; the others have no depth
         source=Source(units_per_metre=256.0, max_depth=80.0, crop="kitti_benchmark"),
-        read_depth=png,
+        read=png,
         official_name=by_stem,
         window=((117, 321), (43, 1172)),  # Eigen's
     ),
@@ -110,7 +141,7 @@ BENCHMARKS = {
         filename_list="eth3d*/eth3d_filename_list.txt",
         count=454,
         source=Source(units_per_metre=1.0),
-        read_depth=eth3d_raster,
+        read=eth3d_raster,
         official_name=by_stem,
         processing_resolution=756,
         alignment_width=1024,
@@ -120,7 +151,7 @@ BENCHMARKS = {
         filename_list="scannet*/scannet_val_sampled_list_800_1.txt",
         count=800,
         source=Source(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
-        read_depth=png,
+        read=png,
         official_name=by_stem,
     ),
     "diode": Benchmark(
@@ -128,17 +159,26 @@ BENCHMARKS = {
         filename_list="diode*/diode_val_all_filename_list.txt",
         count=771,
         source=Source(1.0, *ANY_DEPTH),  # the mask file alone says what is valid
-        read_depth=npy,
+        read=npy,
         official_name=by_stem,
         limits=(0.6, 350.0),
         mask_column=2,
         processing_resolution=640,
     ),
+    "nyu_v2_normals": _normals("nyuv2/test", "nyu_normals/nyuv2_test.txt", 654, seed=4321),
+    "scannet_normals": _normals("scannet", "scannet_normals/scannet_test.txt", 300),
+    "ibims_normals": _normals("ibims/ibims", "ibims_normals/ibims_test.txt", 100, seed=4321),
+    # The authors train on 627 frames of it; papers score all 1064. Whole frames here, and the sky does not count.
+    "sintel_normals": _normals(
+        "sintel", "sintel_normals/sintel_filtered.txt", 1064, read=partial(vectors, shortest=0.1)
+    ),
+    "diode_normals": _normals("diode/val", "diode_normals/diode_test.txt", 771, processing_resolution=768),
+    "oasis_normals": _normals("oasis/val", "oasis_normals/oasis_test.txt", 9999, processing_resolution=768),
 }
 
 
 # (AbsRel, δ1) in percent, least-squares aligned, of arXiv 2312.02145 and 2409.11355; columns in the order above.
-PUBLISHED = {
+PUBLISHED_DEPTH = {
     "Marigold v1-0, 50 steps, ensemble of 10": ((5.5, 96.4), (9.9, 91.6), (6.5, 96.0), (6.4, 95.1), (30.8, 77.3)),
     "Marigold v1-0, 50 steps": ((6.0, 95.9), (10.5, 90.4), (7.1, 95.1), (6.9, 94.5), (31.0, 77.2)),
     "Marigold v1-0, trailing, 1 step": ((5.7, 96.2), (10.8, 89.6), (6.9, 95.5), (6.6, 95.2), (31.1, 76.8)),
@@ -149,10 +189,35 @@ PUBLISHED = {
 }
 
 
+# (mean in degrees, within 11.25 degrees in percent), over all pixels together, of arXiv 2409.11355.
+PUBLISHED_NORMALS = {
+    "Marigold normals, 50 steps, ensemble of 10": ((18.8, 55.9), (17.7, 58.8), (18.4, 64.3), (39.1, 14.9)),
+    "Marigold normals, trailing, 1 step": ((17.4, 56.5), (16.8, 57.6), (18.1, 62.9), (37.1, 15.7)),
+    "Marigold + E2E-FT, 1 step": ((16.2, 61.4), (14.7, 66.0), (15.8, 69.9), (33.5, 21.5)),
+    "Stable Diffusion 2 + E2E-FT, 1 step": ((16.5, 60.4), (14.7, 66.1), (16.1, 69.7), (33.5, 22.3)),
+    "GeoWizard + E2E-FT, 1 step": ((16.1, 60.7), (15.3, 63.6), (16.2, 69.4), (33.4, 22.4)),
+}
+# By what is known: the scores, and in which unit of ours the two columns are.
+PUBLISHED = {"depth": (PUBLISHED_DEPTH, (0.01, 0.01)), "normals": (PUBLISHED_NORMALS, (1.0, 0.01))}
+# What has to be said below them.
+NOTES = {
+    "normals": [
+        "Published normals: all pixels together, predicted at the images' own size (--processing_res 0, seed 1234).",
+        "Marigold's authors evaluate theirs with --denoise_steps 4 --ensemble_size 10, the default size and seed here.",
+    ]
+}
+
+
 def published(name: str) -> dict[str, tuple[float, float]]:
-    """(AbsRel, δ1), as shares of 1, of each method on this test set."""
-    column = list(BENCHMARKS).index(name)
-    return {method: tuple(x / 100 for x in scores[column]) for method, scores in PUBLISHED.items()}
+    """What papers report of each method on this test set, in our units: (AbsRel, δ1), (degrees, share within 11.25)."""
+    truth = BENCHMARKS[name].truth
+    scores, units = PUBLISHED[truth]
+    column = [other for other, row in BENCHMARKS.items() if row.truth == truth].index(name)
+    return {
+        method: tuple(round(value * unit, 6) for value, unit in zip(columns[column], units, strict=True))
+        for method, columns in scores.items()
+        if column < len(columns)
+    }
 
 
 class OfficialSplit:
@@ -164,6 +229,7 @@ class OfficialSplit:
 
     def __init__(self, name: str, data_dir: str | Path, lists: str | Path):
         self.name, self.protocol = name, BENCHMARKS[name]
+        self.features = frozenset({"rgb", self.protocol.truth})
         self.source = self.protocol.source
         self.alignment_width = self.protocol.alignment_width
         self.limits = self.protocol.limits or (self.source.min_depth, self.source.max_depth)
@@ -187,16 +253,16 @@ class OfficialSplit:
         return self._lines[index][0]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        paths, column = self._lines[index], self.protocol.mask_column
-        rgb, depth = paths[:2]
-        record = {"rgb": self._part(rgb).read(), "depth": self._part(depth).read()}
+        paths, column, what = self._lines[index], self.protocol.mask_column, self.protocol.truth
+        rgb, truth = paths[:2]
+        record = {"rgb": self._part(rgb).read(), what: self._part(truth).read()}
         open_image(record["rgb"], rgb)  # here, so that the error says which file it is
         try:
-            record["depth"] = self.protocol.read_depth(record["depth"])
+            record[what] = self.protocol.read(record[what])
             mask = None if column is None else npy(self._part(paths[column]).read()) > 0
             example = decode(record, self.source)
         except (ValueError, EOFError, OSError) as error:
-            raise BadFrame("unreadable depth", f"{depth}: {error}") from None
+            raise BadFrame(f"unreadable {what}", f"{truth}: {error}") from None
         if mask is not None:
             example["mask"] = mask
         check_sizes((key, value.shape[:2]) for key, value in example.items())

@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from marigold_jax.data.predictions import color
+from marigold_jax.angles import angular_errors
+from marigold_jax.data.predictions import color, normals_to_uint8
 from marigold_jax.data.transforms import PERCENTILES
 
 DEPTH_COLORS, ERROR_COLORS = "Spectral", "magma"
 WORST = 0.5  # the relative error that is drawn brightest
+WORST_ANGLE = 60.0  # likewise, in degrees
 GAP = 2  # white pixels between pictures
 
 
@@ -33,9 +35,29 @@ def depth_panel(
         shown = [color(_unit((metres - near) / span), DEPTH_COLORS) * mask for metres in (depth, prediction)]
         error = np.abs(prediction - depth) / np.where(mask, depth, 1)
         shown.append(color(_unit(error / WORST), ERROR_COLORS) * mask)
-        rows.append(_join([image, *shown], axis=1))
-    width = max(row.shape[1] for row in rows)
-    return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
+        rows.append([image, *shown])
+    return _below(rows)
+
+
+def normals_panel(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    truths: Sequence[Float[np.ndarray, "h w 3"]],
+    predictions: Sequence[Float[np.ndarray, "h w 3"]],
+    masks: Sequence[Bool[np.ndarray, "h w 1"]],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One row for each image: the image, its true normals, the predicted ones, the angle between them.
+
+    Red, green and blue are x, y and z, in [-1, 1]. Angles go from black (none) to white (`WORST_ANGLE` or more). What
+    is invalid is black.
+    """
+    rows = []
+    for image, truth, prediction, mask in zip(images, truths, predictions, masks, strict=True):
+        shown = [_rainbow(normals) * mask for normals in (truth, prediction)]
+        error = np.zeros(mask.shape)
+        error[mask] = angular_errors(prediction, truth, mask) / WORST_ANGLE
+        shown.append(color(_unit(error), ERROR_COLORS) * mask)
+        rows.append([image, *shown])
+    return _below(rows)
 
 
 def contact_sheet(
@@ -69,6 +91,17 @@ def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def _unit(values: np.ndarray) -> np.ndarray:
     return np.clip(values[..., 0], 0, 1).astype(np.float32)
+
+
+def _rainbow(normals: np.ndarray) -> np.ndarray:
+    return normals_to_uint8(np.clip(np.nan_to_num(normals), -1, 1).astype(np.float32))
+
+
+def _below(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Pictures side by side in each row, and rows one below the other, black where one is narrower."""
+    joined = [_join(row, axis=1) for row in rows]
+    width = max(row.shape[1] for row in joined)
+    return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in joined], axis=0)
 
 
 def _join(pictures: list[np.ndarray], axis: int) -> np.ndarray:

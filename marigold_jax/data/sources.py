@@ -49,7 +49,7 @@ def _kitti_benchmark(height: int, width: int) -> tuple[slice, slice]:
 
 
 CROPS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
-    "none": lambda height, width: (slice(0, height), slice(0, width)),
+    "none": lambda height, width: (slice(None), slice(None)),
     "kitti_benchmark": _kitti_benchmark,
 }
 
@@ -110,16 +110,20 @@ class PreparedSplit:
 
 
 def decode(record: dict, source: Source) -> dict[str, np.ndarray]:
-    """Turns a stored record into an example, as described at `PreparedSplit`."""
+    """Turns a stored record into an example, as described at `PreparedSplit`.
+
+    A record without depth makes an example without: its mask is True everywhere.
+    """
     rgb = np.asarray(Image.open(io.BytesIO(record["rgb"])).convert("RGB"))
-    depth = record["depth"]
-    if isinstance(depth, bytes):
-        depth = _grey(depth)
-    depth = depth.astype(np.float32) / np.float32(source.units_per_metre)
-    mask = (depth > source.min_depth) & (depth < source.max_depth)
+    example = {"rgb": rgb, "mask": np.ones((*rgb.shape[:2], 1), bool)}
+    if "depth" in record:
+        depth = record["depth"]
+        if isinstance(depth, bytes):
+            depth = _grey(depth)
+        example["depth"] = depth = depth.astype(np.float32) / np.float32(source.units_per_metre)
+        example["mask"] = (depth > source.min_depth) & (depth < source.max_depth)
     if "mask" in record:
-        mask &= _grey(record["mask"]) > 0
-    example = {"rgb": rgb, "depth": depth, "mask": mask}
+        example["mask"] &= _grey(record["mask"]) > 0
     if "normals" in record:
         example["normals"] = _unit(record["normals"].astype(np.float32))
     window = CROPS[source.crop](*rgb.shape[:2])
