@@ -80,11 +80,13 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2), np.float32))
 
 
-def train(data_dir: Path, samples: int) -> Peer:
+def train(data_dir: Path, names: list[str], samples: int) -> Peer:
     torch.manual_seed(0)
     peer = Peer()
     parameters = sum(x.numel() for x in peer.parameters()) / 1e6
-    batches = make_loader([(str(data_dir / "rooms" / "train"), 1.0)], batch_size=BATCH, seed=0, size=SIZE)
+    datasets = [PreparedSplit(str(data_dir / name)) for name in names]
+    shares = [len(dataset) / sum(map(len, datasets)) for dataset in datasets]
+    batches = make_loader(list(zip(datasets, shares, strict=True)), batch_size=BATCH, seed=0, size=SIZE)
     steps = samples // BATCH
     optimiser = torch.optim.Adam(peer.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.05)
@@ -125,10 +127,13 @@ def predict(peer: Peer, split: PreparedSplit, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument(
+        "--train", nargs="+", default=["rooms/train"], metavar="NAME/SPLIT", help="(default: rooms/train)"
+    )
     parser.add_argument("--samples", type=int, default=16000, help="to train on (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, required=True)
     arguments = parser.parse_args()
-    peer = train(arguments.data_dir, arguments.samples)
+    peer = train(arguments.data_dir, arguments.train, arguments.samples)
     predict(peer, PreparedSplit(str(arguments.data_dir / "rooms" / "test")), arguments.output_dir)
 
 

@@ -21,13 +21,14 @@ def get_config() -> ConfigDict:
             },
             "data": {
                 "data_dir": "data",
-                "train": (("rooms/train", 1.0),),
+                "train": (("rooms/train", 1 / 3), ("rooms_b/train", 2 / 3)),
                 "validation": "rooms/val",
                 "size": (96, 128),  # (height, width)
                 "batch_size": 8,  # a micro-batch, over all devices
                 "accumulation": 1,
                 "num_workers": 0,
                 "flip": True,
+                "zoom": 1.5,  # at most, of a part of a frame, which then fills the picture
                 "antialias": True,
                 "far_fill": True,
             },
@@ -36,15 +37,15 @@ def get_config() -> ConfigDict:
                 "prompt_length": 2,
                 "noise": "gaussian",
                 "strength": 0.0,
-                "units": "normalised",
+                "units": "relative",
                 "compute_dtype": "float32",
                 "remat": "none",
             },
             "optim": {
                 "name": "adam",
                 "lora_rank": 0,
-                "learning_rate": 1e-3,
-                "total_steps": 2000,
+                "learning_rate": 7e-4,
+                "total_steps": 6000,
                 "final_ratio": 0.05,
                 "warmup_steps": 100,
                 "betas": (0.9, 0.99),
@@ -54,7 +55,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.998,
             },
             "run": {
-                "steps": 2000,
+                "steps": 6000,
                 "seed": 0,
                 "log_every": 50,
                 "checkpoint_every": 500,

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
                 "accumulation": 1,
                 "num_workers": 0,
                 "flip": True,
+                "zoom": 1.0,  # at most, of a part of a frame, which then fills the picture
                 "antialias": True,
                 "far_fill": True,
             },

@@ -74,6 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         num_workers=data.num_workers,
         size=tuple(data.size) or None,
         flip=data.flip,
+        zoom=data.zoom,
         antialias=data.antialias,
         far_fill=data.far_fill,
         normals=target == "normals",

@@ -11,6 +11,8 @@ from PIL import Image
 
 from marigold_jax import prepare
 from marigold_jax.data.loader import Plan, make_loader
+from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.transforms import crop, transform
 
 SIZES = {"large": 23, "small": 10}
 SHAPES = {"large": (24, 32), "small": (16, 40)}
@@ -136,6 +138,22 @@ def test_the_loader_follows_the_plan(mix):
     for number, batch in enumerate(take(loader, 10)):
         assert batch["rgb"].shape[1:3] == list(SHAPES.values())[plan.source(number)]
         np.testing.assert_array_equal(frames_in(batch), plan.frames(number))
+
+
+def test_windows_are_those_of_the_plan_and_lie_within_the_frame(mix):
+    options = {"size": (16, 24), "antialias": True, "far_fill": True}
+    seen = take(make_loader(mix, batch_size=4, seed=9, flip=False, zoom=2.0, **options), 3)
+    plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=4, seed=9)
+    shares = np.concatenate([plan.windows(batch, 2.0) for batch in range(500)])[:, 0]
+    assert 0.5 <= shares.min() < 0.51 and 0.99 < shares.max() <= 1 and abs(shares.mean() - 0.75) < 0.02
+    for number, batch in enumerate(seen):
+        dataset = PreparedSplit(mix[plan.source(number)][0])
+        for row, (frame, window) in enumerate(zip(plan.frames(number), plan.windows(number, 2.0), strict=True)):
+            wanted = transform(crop(dataset[int(frame)], window), flip=False, **options)
+            np.testing.assert_array_equal(batch["rgb"][row], wanted["rgb"])
+            np.testing.assert_array_equal(batch["depth"][row], wanted["depth"])
+    corners = [crop({"mask": np.arange(20).reshape(4, 5, 1)}, (0.5, at, at))["mask"][..., 0] for at in (0.0, 1.0)]
+    np.testing.assert_array_equal(corners, [[[0, 1], [5, 6]], [[13, 14], [18, 19]]])
 
 
 def test_flips_are_those_of_the_plan(mix):

@@ -1,8 +1,8 @@
 """Endless batches from several datasets, each batch from one of them.
 
-Which frames make up batch k, in which order, and which of them are mirrored, is a pure function of the seed and k:
-`Plan`. Processes take consecutive shares of it, and worker processes take turns, so neither number changes what is
-learned from, and to continue a run is to ask for the next k.
+Which frames make up batch k, in which order, which of them are mirrored, and what part of each is seen, is a pure
+function of the seed and k: `Plan`. Processes take consecutive shares of it, and worker processes take turns, so neither
+number changes what is learned from, and to continue a run is to ask for the next k.
 """
 
 from collections import deque
@@ -14,15 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.data.transforms import transform
+from marigold_jax.data.transforms import crop, transform
 from marigold_jax.data.worker import as_main
 
 BLOCK = 4096  # batches whose sources are drawn at once
 ENDLESS = 2**40
-SOURCE, ORDER, FLIP = range(3)  # separate streams of randomness
+SOURCE, ORDER, FLIP, ZOOM = range(4)  # separate streams of randomness
 
 
 @runtime_checkable
@@ -62,6 +62,12 @@ class Plan:
         """Which of the batch's frames are mirrored: each with probability 1/2."""
         return _random(self.seed, FLIP, batch).random(self.batch_size) < 0.5
 
+    def windows(self, batch: int, zoom: float) -> Float[np.ndarray, "batch_size 3"]:
+        """Which part of each frame is seen, as `transforms.crop` wants it; sides are 1 / zoom to 1 of the frame's."""
+        part = _random(self.seed, ZOOM, batch).random((self.batch_size, 3))
+        part[:, 0] = 1 - part[:, 0] * (1 - 1 / zoom)
+        return part
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -71,6 +77,7 @@ class Batches:
     plan: Plan
     share: slice
     flip: bool
+    zoom: float
     normals: bool
     options: dict[str, Any]
     first: int = 0
@@ -83,7 +90,11 @@ class Batches:
         dataset = self.datasets[self.plan.source(number)]
         frames = self.plan.frames(number)[self.share]
         flips = self.plan.flips(number)[self.share] & self.flip
-        samples = [self._sample(dataset, int(frame), bool(flip)) for frame, flip in zip(frames, flips, strict=True)]
+        windows = self.plan.windows(number, self.zoom)[self.share]
+        samples = [
+            self._sample(dataset, int(frame), bool(flip), window)
+            for frame, flip, window in zip(frames, flips, windows, strict=True)
+        ]
         shapes = {sample["rgb"].shape[:2] for sample in samples}
         if len(shapes) > 1:
             raise ValueError(
@@ -91,7 +102,7 @@ class Batches:
             )
         return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    def _sample(self, dataset: DataSource, frame: int, flip: bool) -> dict[str, np.ndarray]:
+    def _sample(self, dataset: DataSource, frame: int, flip: bool, window: np.ndarray) -> dict[str, np.ndarray]:
         try:
             example = dataset[frame]
         except Exception as error:
@@ -99,7 +110,7 @@ class Batches:
             raise
         example = {key: value for key, value in example.items() if key != "normals" or self.normals}
         size = self.options["size"] or dataset.size
-        return transform(example, flip=flip, **self.options | {"size": size})
+        return transform(crop(example, window), flip=flip, **self.options | {"size": size})
 
 
 class Loader(Iterator):
@@ -170,6 +181,7 @@ def make_loader(
     num_workers: int = 0,
     size: tuple[int, int] | None = None,
     flip: bool = True,
+    zoom: float = 1.0,
     antialias: bool = True,
     far_fill: bool = True,
     normals: bool = False,
@@ -182,6 +194,7 @@ def make_loader(
     process_count.
 
     `size` (height, width) replaces the datasets' own training sizes. `flip` mirrors every second sample at random.
+    `zoom` is how many times a part of a frame, chosen at random, may be magnified to fill the picture: 1 is never.
     `antialias` and `far_fill` are explained in `data.transforms`; the reference behaves as with both False. `normals`
     asks for normals, which all datasets must then have. Workers hand batches over in shared memory (/dev/shm): two for
     each worker. Raises ValueError for datasets that are missing, empty or without normals, and for numbers that make no
@@ -189,10 +202,10 @@ def make_loader(
     """
     if not datasets or min(probability for _, probability in datasets) < 0 or not sum(p for _, p in datasets) > 0:
         raise ValueError(f"datasets must be pairs (dataset, probability), not all of them 0; got {list(datasets)}")
-    if batch_size < 1 or num_workers < 0 or seed < 0 or not 0 <= process_index < process_count:
+    if batch_size < 1 or num_workers < 0 or seed < 0 or not 0 <= process_index < process_count or zoom < 1:
         raise ValueError(
-            "want batch_size >= 1, num_workers >= 0, seed >= 0 and 0 <= process_index < process_count; "
-            f"got {batch_size=}, {num_workers=}, {seed=}, {process_index=}, {process_count=}"
+            "want batch_size >= 1, num_workers >= 0, seed >= 0, 0 <= process_index < process_count and zoom >= 1; "
+            f"got {batch_size=}, {num_workers=}, {seed=}, {process_index=}, {process_count=}, {zoom=}"
         )
     opened = tuple(PreparedSplit(dataset) if isinstance(dataset, str) else dataset for dataset, _ in datasets)
     for dataset in opened:
@@ -209,7 +222,7 @@ def make_loader(
     )
     share = slice(process_index * batch_size, (process_index + 1) * batch_size)
     options = {"size": size, "antialias": antialias, "far_fill": far_fill}
-    return Loader(Batches(opened, plan, share, flip, normals, options), num_workers)
+    return Loader(Batches(opened, plan, share, flip, zoom, normals, options), num_workers)
 
 
 def _random(*key: int) -> np.random.Generator:

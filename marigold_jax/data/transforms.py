@@ -10,7 +10,7 @@ resolution, to -1 and +1. Two of its choices are better made otherwise, and both
 """
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from marigold_jax.data.resample import resize
 
@@ -39,6 +39,23 @@ def transform(
     span = np.float32(limits[1] - limits[0] if limits else 0)
     maps |= {"depth": np.where(mask, maps["depth"], np.float32(0)), "target": target, "span": span, "mask": mask}
     return {"rgb": _rgb(example["rgb"], size, antialias)} | maps
+
+
+def crop(
+    example: dict[str, np.ndarray], window: Float[np.ndarray, "3"] | tuple[float, float, float]
+) -> dict[str, np.ndarray]:
+    """The part of every map inside `window`: (share of both sides, where it lies from top to bottom, left to right).
+
+    All three lie in [0, 1]; (1, y, x) is the whole example. Depth along the optical axis and normals keep their meaning
+    when a part of a picture is magnified: the lens has another focal length, and looks past its axis.
+    """
+    share, *place = window
+    sides = example["mask"].shape[:2]
+    kept = [max(1, round(share * side)) for side in sides]
+    starts = [int(at * (side - keep + 1)) for at, side, keep in zip(place, sides, kept, strict=True)]
+    starts = [min(start, side - keep) for start, side, keep in zip(starts, sides, kept, strict=True)]
+    rows, columns = (slice(start, start + keep) for start, keep in zip(starts, kept, strict=True))
+    return {key: value[rows, columns] for key, value in example.items()}
 
 
 def mirror(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
