@@ -1,0 +1,78 @@
+"""Distillation to one to five steps (latent consistency models, arXiv 2310.04378), from any Marigold.
+
+    python -m marigold_jax.train --config configs/lcm.py --workdir runs/lcm --config.data.data_dir=DATA
+
+DATA holds what `python -m marigold_jax.prepare hypersim` and `... virtual_kitti_2` made. The recipe is that of
+Marigold's authors: 5 000 steps of 32 samples at a learning rate of 3e-6, from the checkpoint that is its own teacher.
+Student, average, teacher and two moments are in memory: 40 GB in float32. `--config.optim.lora_rank=64` wants half.
+
+What comes out says LCMScheduler, whose steps are taken from the timesteps that were learned, and one step is its
+default. Here and in diffusers, `num_inference_steps` may go up to 5. For normals set `model.prediction` and a
+checkpoint of that kind, and leave out `run.evaluate_every`.
+"""
+
+from ml_collections import ConfigDict
+
+GRID = 5  # timesteps that are learned
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "checkpoint": "prs-eth/marigold-depth-v1-1",
+                "prediction": "depth",
+                "scheduler": {
+                    "_class_name": "LCMScheduler",
+                    "rescale_betas_zero_snr": True,
+                    "original_inference_steps": GRID,
+                    "timestep_scaling": 10.0,
+                },
+                "description": {"default_denoising_steps": 1, "default_processing_resolution": 768},
+            },
+            "data": {
+                "data_dir": "data",
+                "train": (("hypersim/train", 0.9), ("virtual_kitti_2/train", 0.1)),
+                "validation": "hypersim/val",
+                "size": (),  # (height, width) to train at; empty for each dataset's own
+                "batch_size": 2,  # a micro-batch, over all devices
+                "accumulation": 16,  # micro-batches to a step
+                "num_workers": 4,
+                "flip": True,
+                "antialias": True,
+                "far_fill": True,
+            },
+            "objective": {
+                "name": "consistency",
+                "prompt_length": 2,
+                "grid": GRID,
+                "timestep_scaling": 10.0,
+                "huber": 1e-3,  # where the loss turns from squared to absolute
+                "compute_dtype": "float32",
+                "remat": "blocks",
+            },
+            "optim": {
+                "name": "adamw",
+                "lora_rank": 0,  # of corrections to attention, which then alone train; 0 trains everything
+                "learning_rate": 3e-6,
+                "total_steps": 5000,
+                "final_ratio": 1.0,  # constant after the warm-up
+                "warmup_steps": 100,
+                "betas": (0.9, 0.999),
+                "epsilon": 1e-8,
+                "weight_decay": 0.01,
+                "clip_norm": 1.0,
+                "ema_decay": 0.95,  # of the target network, which is also what is evaluated and exported
+            },
+            "run": {
+                "steps": 5000,
+                "seed": 2024,
+                "log_every": 10,
+                "checkpoint_every": 500,
+                "evaluate_every": 500,  # 0 for never
+                "validation_images": 80,
+                "max_skipped": 10,
+                "fsdp": 1,  # devices over which the parameters are split
+            },
+        }
+    )
