@@ -3,12 +3,13 @@
     python -m marigold_jax.train --config configs/lcm.py --workdir runs/lcm --config.data.data_dir=DATA
 
 DATA holds what `python -m marigold_jax.prepare hypersim` and `... virtual_kitti_2` made. The recipe is that of
-Marigold's authors: 5 000 steps of 32 samples at a learning rate of 3e-6, from the checkpoint that is its own teacher.
-Student, average, teacher and two moments are in memory: 40 GB in float32. `--config.optim.lora_rank=64` wants half.
+Marigold's authors: 5 000 steps of 32 samples at a learning rate of 3e-6. The checkpoint that training starts from is
+its own teacher. Student, average, teacher, gradient and two moments are 21 GB in float32; with
+`--config.optim.lora_rank=64` little more than the teacher's 3.5 GB remains.
 
-What comes out says LCMScheduler, whose steps are taken from the timesteps that were learned, and one step is its
-default. Here and in diffusers, `num_inference_steps` may go up to 5. For normals set `model.prediction` and a
-checkpoint of that kind, and leave out `run.evaluate_every`.
+What comes out says LCMScheduler, whose steps are chosen from the timesteps that were learned: one to five of them, here
+and in diffusers, one by default. For normals, set `model.prediction`, a checkpoint of that kind, and
+`run.evaluate_every=0`.
 """
 
 from ml_collections import ConfigDict

@@ -373,6 +373,14 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
 
         return spy
 
+    make_steps, made = train.make_steps, []
+
+    def once(*arguments, **options):
+        """Compiled for the first run, and used by the second as well."""
+        made.extend([] if made else [make_steps(*arguments, **options)])
+        return made[0]
+
+    monkeypatch.setattr(train, "make_steps", once)
     monkeypatch.setitem(train.OBJECTIVES, "consistency", row._replace(make=spied))
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "run__steps": 4}
     here(tmp_path / "whole", 1, **start)
