@@ -51,9 +51,14 @@ def merge(params: Params, trained: Params) -> Params:
 
 
 def adapt(objective: Objective) -> Objective:
-    """Returns the objective as a function of the LoRA tree alone; the base parameters go into `frozen["unet"]`."""
+    """Returns the objective as a function of the LoRA tree alone; the base parameters go into `frozen["unet"]`.
+
+    An average of LoRA trees, in `frozen["target"]`, is merged with the same base.
+    """
 
     def adapted(trained, frozen, batch, key):
-        return objective(merge(frozen["unet"], trained), frozen, batch, key)
+        base = frozen["unet"]
+        merged = {"target": merge(base, frozen["target"])} if "target" in frozen else {}
+        return objective(merge(base, trained), {**frozen, **merged}, batch, key)
 
     return adapted

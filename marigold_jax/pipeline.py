@@ -23,7 +23,7 @@ from marigold_jax.denoising import Program, denoise
 from marigold_jax.modality import Modality, modality_of
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
-from marigold_jax.weights.sources import resolve
+from marigold_jax.weights.sources import resolve, resolve_vae
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +86,22 @@ class Marigold:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path | None = None, dtype: str = "float32", revision: str | None = None
+        cls,
+        name_or_path: str | Path | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+        vae: str | Path | None = None,
     ) -> "Marigold":
         """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
 
-        `dtype`: "float32" or "bfloat16", of weights and computation. Raises FileNotFoundError or ValueError, each with
-        one line that says what to do.
+        `dtype`: "float32" or "bfloat16", of weights and computation. `vae`: the folder or id of another VAE with the
+        same latents, such as "madebyollin/taesd", which decodes many times faster, in place of the checkpoint's own.
+        Raises FileNotFoundError or ValueError, each with one line that says what to do.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
-        return cls(checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype]))
+        checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
+        return cls(checkpoint if vae is None else checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype]))
 
     def __call__(
         self,

@@ -63,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where predictions go; made if missing")
     add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
+    add("--vae", metavar="NAME|DIR", help="another VAE with the same latents, as madebyollin/taesd: faster, coarser")
     add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
     add("--ensemble_size", **number, default=1, help="predictions merged for each picture (default: 1)")
     add("--processing_res", **number, help="longer side for the network; 0: the picture's (default: the checkpoint's)")
@@ -140,7 +141,7 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
 
     compilation.enable_cache()
     try:
-        pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
+        pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, vae=arguments.vae)
         pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None

@@ -47,6 +47,15 @@ def step(
     return x if noise is None else x + c * noise.astype(jnp.float32)
 
 
+def boundary_scalings(timesteps: Int[np.ndarray, " n"], timestep_scaling: float) -> Float64[np.ndarray, "2 n"]:
+    """Returns c_skip and c_out of the consistency function `c_skip · x_t + c_out · x0`, the identity at t = 0.
+
+    As arXiv 2310.04378 has them, with σ_data = 0.5; at any timestep but the first few, c_skip is nearly 0.
+    """
+    scaled = timestep_scaling * timesteps
+    return np.stack([0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)])
+
+
 # Timesteps in falling order, as diffusers lists them, for `total` trained and `num_steps` wanted timesteps.
 # The slice in "trailing" mends a rounding accident: np.arange overshoots for some step counts (61, 103, 121, ...), and
 # diffusers then runs an extra step at t = −1, which it reads as the noisiest timestep.
@@ -97,10 +106,7 @@ def _ddim_weights(
 def _lcm_weights(
     options: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
 ) -> Float64[np.ndarray, "3 n"]:
-    # The consistency function is c_skip · x_t + c_out · x0, the identity at t = 0 (σ_data = 0.5).
-    scaled = options["timestep_scaling"] * timesteps
-    c_skip = 0.25 / (scaled**2 + 0.25)
-    c_out = scaled / np.sqrt(scaled**2 + 0.25)
+    c_skip, c_out = boundary_scalings(timesteps, options["timestep_scaling"])
     x_weight, output_weight = c_out * schedule.inversion(timesteps)[0]
     # Each estimate is noised again to the next row's timestep, except the last, which is the answer.
     alphas_next = np.append(schedule.alphas_cumprod[timesteps[1:]], 1.0)

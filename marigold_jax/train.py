@@ -91,16 +91,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if (name := options.pop("name")) not in OBJECTIVES:
         raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
     prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
-    trains = OBJECTIVES[name].trains
-    objective = OBJECTIVES[name].make(*structures, schedule, target=config.model.prediction, **options)
+    make, trains, follows = OBJECTIVES[name]
+    objective = make(*structures, schedule, target=config.model.prediction, **options)
     optim, params = config.optim, getattr(base, trains).params
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
+    if optim.lora_rank or follows:
+        frozen[trains] = params
     if optim.lora_rank:
-        objective, frozen[trains] = lora.adapt(objective), params
+        objective = lora.adapt(objective)
         params = lora.init(params, optim.lora_rank, jax.random.key(config.run.seed))
     frozen = layout.place(frozen)
     rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
     clip_norm, ema_decay = optim.clip_norm or None, optim.ema_decay or None
+    if follows and ema_decay is None:
+        raise ValueError(f"config.optim.ema_decay=0: the objective {name} follows an average; wanted a decay, as 0.95")
     optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
     state = init_state(params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
@@ -133,11 +137,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 f"config.optim.learning_rate, or compute in float32, and start anew, or from {checkpoints.folder}"
             )
         accumulator, flops = None, 0.0
+        still = frozen | {"target": state["ema"]} if follows else frozen  # for this step
         for micro in range(data.accumulation):
             batch = next(loader)
             batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span", "depth")})
-            accumulator = accumulate(accumulator, state["params"], frozen, batch, step, micro)
-            flops += count(state["params"], frozen, batch, jax.random.key(0))
+            accumulator = accumulate(accumulator, state["params"], still, batch, step, micro)
+            flops += count(state["params"], still, batch, jax.random.key(0))
         state, metrics = update(state, accumulator)
 
         # What is due now, by the number of steps that are done. The last step is evaluated and saved in any case.

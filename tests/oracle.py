@@ -40,6 +40,12 @@ VAE = {
     "latent_channels": 4,
     "sample_size": 64,
 }
+TINY_VAE = {
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1, 2, 1, 1),
+    "num_decoder_blocks": (1, 1, 2, 1),
+}
 CLIP = {
     "vocab_size": 1000,
     "hidden_size": 24,
@@ -89,6 +95,13 @@ def unet(seed: int = 1, **overrides) -> diffusers.UNet2DConditionModel:
 
 def vae(seed: int = 2, **overrides) -> diffusers.AutoencoderKL:
     return randomise(diffusers.AutoencoderKL(**VAE | overrides), seed)
+
+
+def tiny_vae(seed: int = 4, **overrides) -> diffusers.AutoencoderTiny:
+    """Its pictures lie about the middle of the range, so that not all is clipped."""
+    network = randomise(diffusers.AutoencoderTiny(**TINY_VAE | overrides), seed)
+    network.decoder.layers[-1].bias.data += 0.4
+    return network
 
 
 def text_encoder(seed: int = 3, **overrides) -> transformers.CLIPTextModel:

@@ -378,6 +378,20 @@ def test_stable_diffusion_2_comes_from_a_mirror(original, hub_cache):
     assert "sd2-community" in str(sources.resolve("stabilityai/stable-diffusion-2"))
 
 
+def test_a_vae_is_found_alone_and_in_a_checkpoint(original, hub_cache, tmp_path):
+    oracle.tiny_vae().save_pretrained(tmp_path / "tiny")
+    put_in_hub_cache(hub_cache, "someone/tiny", tmp_path / "tiny")
+    put_in_hub_cache(hub_cache, "someone/depth", original)
+    assert sources.resolve_vae(tmp_path / "tiny") == tmp_path / "tiny"
+    assert sources.resolve_vae(original) == original / "vae"
+    assert sources.resolve_vae("marigold-rooms") == sources.SHIPPED / "marigold-rooms" / "vae"
+    for name, last in {"someone/tiny": "01234567", "someone/tiny@main": "01234567", "someone/depth": "vae"}.items():
+        found = sources.resolve_vae(name)
+        assert found.name.startswith(last) and (found / "diffusion_pytorch_model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError, match="someone/none: no such folder here"):
+        sources.resolve_vae("someone/none")
+
+
 def test_a_hub_id_that_cannot_be_had(hub_cache):
     with pytest.raises(FileNotFoundError, match="pass its path") as error:
         sources.resolve("stable-diffusion-2")

@@ -4,20 +4,26 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from marigold_jax.objectives.autoencoder import autoencoder_objective
+from marigold_jax.objectives.consistency import consistency_objective
 from marigold_jax.objectives.contract import Objective
 from marigold_jax.objectives.diffusion import diffusion_objective
 from marigold_jax.objectives.end_to_end import end_to_end_objective
 
 
 class Row(NamedTuple):
-    """`make(unet_structure, vae_structure, schedule, target=..., **options)` gives the objective of what `trains`."""
+    """`make(unet_structure, vae_structure, schedule, target=..., **options)` gives the objective of what `trains`.
+
+    One that `follows` reads `frozen["target"]` too, the moving average of what trains, and `frozen[trains]`, its start.
+    """
 
     make: Callable[..., Objective]
     trains: str  # a component of the checkpoint: "unet" or "vae"
+    follows: bool = False
 
 
 OBJECTIVES = {
     "diffusion": Row(diffusion_objective, "unet"),
     "end_to_end": Row(end_to_end_objective, "unet"),
+    "consistency": Row(consistency_objective, "unet", follows=True),
     "autoencoder": Row(autoencoder_objective, "vae"),
 }

@@ -1,9 +1,10 @@
 """What every objective is, and the tables that several of them read.
 
 An objective is a function `(params, frozen, batch, key) -> (loss, metrics)`. `params` are the parameters that train.
-`frozen` are the arrays that do not, by what they are: `{"vae": params, "empty_prompt": (n, d)}`. A batch holds float32
-images: `rgb` (b, h, w, 3) in [-1, 1], the key of its target (`TARGETS`), and optionally `mask` (b, h, w, 1), True where
-the target is valid; without one, everything counts. `metrics` are scalars to be logged.
+`frozen` are the arrays that do not, by what they are: `{"vae": params, "empty_prompt": (n, d)}`, and for an objective
+that follows its own average also `"target"`, that average, and `"unet"`, what training began with. A batch holds
+float32 images: `rgb` (b, h, w, 3) in [-1, 1], the key of its target (`TARGETS`), and optionally `mask` (b, h, w, 1),
+True where the target is valid; without one, everything counts. `metrics` are scalars to be logged.
 """
 
 import functools

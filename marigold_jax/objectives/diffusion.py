@@ -1,7 +1,5 @@
 """Marigold's objective (arXiv 2312.02145, section 3.2): denoise the target's latent beside the image's."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
@@ -22,10 +20,8 @@ from marigold_jax.objectives.contract import (
     mask_of,
     row,
 )
+from marigold_jax.objectives.latents import Draw, Loss, compose, context_of, encode_pairs, require_two_latents
 from marigold_jax.schedule import NoiseSchedule
-
-Draw = Callable[[PRNGKeyArray, tuple[int, int, int, int]], tuple[Array, Array]]
-Loss = Callable[[Params, Frozen, Batch, Array, Array], tuple[Array, Metrics]]
 
 
 def diffusion_objective(
@@ -48,16 +44,7 @@ def diffusion_objective(
     loss = diffusion_loss(
         unet_structure, vae_structure, schedule, target=target, compute_dtype=compute_dtype, remat=remat
     )
-
-    def objective(
-        params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float32[Array, ""], Metrics]:
-        vae = functional.merge(vae_structure, frozen["vae"]).config
-        b, h, w, _ = batch["rgb"].shape
-        shape = (b, h // vae.downsampling, w // vae.downsampling, vae.latent_channels)
-        return loss(params, frozen, batch, *draw(key, shape))
-
-    return objective
+    return compose(vae_structure, draw, loss)
 
 
 def diffusion_draw(
@@ -117,21 +104,13 @@ def diffusion_loss(
     ) -> tuple[Float32[Array, ""], Metrics]:
         unet = functional.merge(unet_structure, cast(params, compute_dtype))
         vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
-        if unet.config.in_channels != 2 * vae.config.latent_channels:
-            raise ValueError(
-                f"the UNet reads {unet.config.in_channels} channels, wanted {2 * vae.config.latent_channels}: the "
-                "latents of the image and of the target; inflate the checkpoint"
-            )
+        require_two_latents(unet, vae)
 
-        # Image and target go through the VAE as one batch, so that it is compiled once; as neighbours, so that a batch
-        # which is split over devices stays split.
-        pairs = jnp.stack([batch["rgb"], to_pixels(batch[target_key])], axis=1)
-        latents = vae.encode(pairs.reshape(-1, *pairs.shape[2:]).astype(compute_dtype))
-        latents = jax.lax.stop_gradient(latents).reshape(*pairs.shape[:2], *latents.shape[1:])
-        rgb, x0 = latents[:, 0], latents[:, 1]
+        rgb, x0 = encode_pairs(
+            vae, batch["rgb"].astype(compute_dtype), to_pixels(batch[target_key]).astype(compute_dtype)
+        )
         x_t = schedule.add_noise(x0, noise, timesteps)
-        prompt = frozen["empty_prompt"].astype(compute_dtype)
-        context = jnp.broadcast_to(prompt, (len(rgb), *prompt.shape))
+        context = context_of(frozen, len(rgb), compute_dtype)
         # The image comes first: so the released weights have it.
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
         output = unet(both, timesteps, context, checkpoint)

@@ -23,6 +23,7 @@ from marigold_jax.objectives.contract import (
     mask_of,
     row,
 )
+from marigold_jax.objectives.latents import context_of
 from marigold_jax.schedule import NoiseSchedule
 
 NORM_EPSILON = 1e-5  # keeps the dot product of normals below 1, and the gradient of its arc cosine finite
@@ -98,8 +99,7 @@ def end_to_end_objective(
         rgb = jax.lax.stop_gradient(vae.encode(batch["rgb"].astype(compute_dtype)))
         timesteps = jnp.full(len(rgb), last, jnp.int32)
         x_t = draw(key, rgb.shape, jnp.full(len(rgb), strength, jnp.float32))
-        prompt = frozen["empty_prompt"].astype(compute_dtype)
-        context = jnp.broadcast_to(prompt, (len(rgb), *prompt.shape))
+        context = context_of(frozen, len(rgb), compute_dtype)
         # A UNet that was never widened reads the image alone.
         widened = unet.config.in_channels > vae.config.latent_channels
         seen = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1) if widened else rgb

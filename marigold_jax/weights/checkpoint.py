@@ -13,34 +13,47 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from marigold_jax.cache import user_cache
-from marigold_jax.models import unet, vae
+from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.weights import empty_prompt, silence
-from marigold_jax.weights.component import load_component, read_json, save_component, write_json
+from marigold_jax.weights.component import CONFIG, load_component, read_json, save_component, write_json
 from marigold_jax.weights.empty_prompt import EmptyPrompt
 
 INDEX = "model_index.json"
 NATIVE = "marigold.json"
 NATIVE_PARAMS = "params"
 
-# Component -> (class that diffusers calls it, its configuration, its module, the fixed part of its configuration).
+
+class Kind(NamedTuple):
+    """A class of diffusers': its configuration here, its module, and the fixed part of its configuration."""
+
+    config: type
+    module: Callable[..., Any]
+    fixed: Mapping[str, Any]
+
+
+# Component -> what it may be, by the name of diffusers' class; the first where nothing is said.
 COMPONENTS = {
-    "unet": ("UNet2DConditionModel", unet.UNetConfig, unet.UNet, unet.FIXED),
-    "vae": ("AutoencoderKL", vae.VAEConfig, vae.VAE, vae.FIXED),
+    "unet": {"UNet2DConditionModel": Kind(unet.UNetConfig, unet.UNet, unet.FIXED)},
+    "vae": {
+        "AutoencoderKL": Kind(vae.VAEConfig, vae.VAE, vae.FIXED),
+        "AutoencoderTiny": Kind(
+            autoencoder_tiny.AutoencoderTinyConfig, autoencoder_tiny.AutoencoderTiny, autoencoder_tiny.FIXED
+        ),
+    },
 }
 TEXT_COMPONENTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
 # What the bias of a widened conv_in is multiplied by. The kernel is halved by both.
 INFLATION_BIAS = {"marigold": 1.0, "e2e_ft": 0.5}
-
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -68,6 +81,26 @@ class Checkpoint:
     folder: Path
 
 
+def kind_of(component: str, config: Mapping[str, Any], file: Path) -> Kind:
+    """What the contents of a component's `config.json` describe. ValueError, which names the file, if nothing known."""
+    kinds = COMPONENTS[component]
+    class_name = config.get("_class_name", next(iter(kinds)))
+    if class_name not in kinds:
+        raise ValueError(f"{file}: the {component} is of class {class_name!r}, wanted {' or '.join(kinds)}")
+    return kinds[class_name]
+
+
+def class_name_of(component: str, config: Any) -> str:
+    """The name of diffusers' class, from a configuration as it is here."""
+    return next(name for name, kind in COMPONENTS[component].items() if type(config) is kind.config)
+
+
+def load_part(component: str, folder: Path, dtype: Any) -> Component:
+    """Read the folder of one component: `config.json` and weights. Raises as `load` does."""
+    kind = kind_of(component, read_json(folder / CONFIG), folder / CONFIG)
+    return Component(*load_component(folder, *kind, dtype))
+
+
 def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = None) -> Checkpoint:
     """Read a checkpoint folder of either layout.
 
@@ -85,10 +118,7 @@ def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = Non
 def _load_diffusers(folder: Path, dtype: Any) -> Checkpoint:
     index = read_json(folder / INDEX)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    parts = {
-        name: Component(*load_component(folder / name, config_class, module, fixed, dtype))
-        for name, (_, config_class, module, fixed) in COMPONENTS.items()
-    }
+    parts = {name: load_part(name, folder / name, dtype) for name in COMPONENTS}
     description = {key: value for key, value in index.items() if not isinstance(value, list)}
     return Checkpoint(
         **parts, empty_prompt=_prompt(folder), scheduler=scheduler, description=description, folder=folder
@@ -128,7 +158,8 @@ def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpo
     sharding = sharding or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     stored = read_json(folder / NATIVE)
     configs, structures, shapes = {}, {}, {}
-    for name, (_, config_class, module, fixed) in COMPONENTS.items():
+    for name in COMPONENTS:
+        config_class, module, fixed = kind_of(name, stored[name], folder / NATIVE)
         config = configs[name] = config_from_dict(config_class, stored[name], fixed)
         structures[name], plain = abstract(lambda rngs, module=module, config=config: module(config, rngs))
         shapes[name] = {
@@ -173,9 +204,10 @@ def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers", dtype:
 
 def _save_diffusers(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     index = dict(checkpoint.description)
-    for name, (class_name, _, _, fixed) in COMPONENTS.items():
+    for name, kinds in COMPONENTS.items():
         part = getattr(checkpoint, name)
-        save_component(folder / name, class_name, part.config, fixed, part.params, dtype)
+        class_name = class_name_of(name, part.config)
+        save_component(folder / name, class_name, part.config, kinds[class_name].fixed, part.params, dtype)
         index[name] = ["diffusers", class_name]
     index["scheduler"] = ["diffusers", checkpoint.scheduler.get("_class_name", "DDIMScheduler")]
     (folder / "scheduler").mkdir()
@@ -197,9 +229,29 @@ def _save_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     parts = {name: getattr(checkpoint, name) for name in COMPONENTS}
     params = {name: jax.tree.map(lambda x: x.astype(dtype), part.params) for name, part in parts.items()}
     ocp.save(folder / NATIVE_PARAMS, params)
-    stored = {name: config_to_dict(part.config, {}) for name, part in parts.items()}
+    stored = {
+        name: {"_class_name": class_name_of(name, part.config)} | config_to_dict(part.config, {})
+        for name, part in parts.items()
+    }
     stored |= {"scheduler": dict(checkpoint.scheduler), "description": dict(checkpoint.description)}
     write_json(folder / NATIVE, stored)
+
+
+def with_vae(checkpoint: Checkpoint, folder: Path, dtype: Any = jnp.float32) -> Checkpoint:
+    """The checkpoint with the VAE of another folder (`config.json` and weights), as a small one with the same latents.
+
+    Nothing can tell whether latents mean the same, only whether they have the same shape. Raises as `load` does, and
+    ValueError where they have not.
+    """
+    part = load_part("vae", folder, dtype)
+    found, wanted = ((vae.latent_channels, vae.downsampling) for vae in (part.config, checkpoint.vae.config))
+    if found != wanted:
+        raise ValueError(
+            f"{folder}: latents of {found[0]} channels, {found[1]} x {found[1]} pixels each; the UNet of "
+            f"{checkpoint.folder} was trained with {wanted[0]} channels, {wanted[1]} x {wanted[1]} pixels. Take a VAE "
+            "that was made for this family of models"
+        )
+    return dataclasses.replace(checkpoint, vae=part)
 
 
 def inflate(checkpoint: Checkpoint, bias: str = "marigold", copies: int = 2) -> Checkpoint:

@@ -26,14 +26,24 @@ WEIGHTS = (
     ("*/diffusion_pytorch_model.fp16-*.safetensors", "*/model.fp16-*.safetensors"),
     ("*/diffusion_pytorch_model.bin", "*/pytorch_model.bin"),
 )
+# The same where a VAE is all that is wanted: of a repository that holds nothing else, or of a whole checkpoint.
+VAE = "vae"
+VAE_WEIGHTS = tuple(
+    (f"{folder}diffusion_pytorch_model{ending}",)
+    for ending in (".safetensors", ".fp16.safetensors", ".bin")
+    for folder in ("", f"{VAE}/")
+)
 
 
-def resolve(name: str | Path | None, revision: str | None = None) -> Path:
+Weights = tuple[tuple[str, ...], ...]
+
+
+def resolve(name: str | Path | None, revision: str | None = None, weights: Weights = WEIGHTS) -> Path:
     """The folder that `name` means, downloaded first where need be.
 
     `name`: a folder; the folder of a training run (its newest weights); a Hugging Face id, optionally `id@revision`; or
-    a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. Raises
-    FileNotFoundError with a sentence that says what to do.
+    a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. `weights`:
+    what a download brings. Raises FileNotFoundError with a sentence that says what to do.
     """
     if (shipped := SHIPPED / str(name or DEFAULT)).joinpath("model_index.json").is_file():
         return shipped
@@ -50,7 +60,13 @@ def resolve(name: str | Path | None, revision: str | None = None) -> Path:
         raise FileNotFoundError(
             f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
         )
-    return _download(repository, pinned or revision)
+    return _download(repository, pinned or revision, weights)
+
+
+def resolve_vae(name: str | Path) -> Path:
+    """The folder of a VAE: what `resolve` makes of `name`, or its `vae/` where that is a whole checkpoint."""
+    folder = resolve(name, weights=VAE_WEIGHTS)
+    return folder / VAE if (folder / VAE).is_dir() else folder
 
 
 def _looks_like_id(text: str) -> bool:
@@ -62,11 +78,11 @@ def _looks_like_id(text: str) -> bool:
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, weights: Weights) -> Path:
     failures = []
     for candidate in MIRRORS.get(repository, (repository,)):
         try:
-            return _snapshot(candidate, revision)
+            return _snapshot(candidate, revision, weights)
         except Exception as error:  # huggingface_hub, httpx and OSError all speak here; the next mirror may answer
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             failures.append(f"{candidate} ({reason})")
@@ -78,13 +94,13 @@ def _download(repository: str, revision: str | None) -> Path:
     )
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
+def _snapshot(repository: str, revision: str | None, weights: Weights) -> Path:
     # Imported late: a local folder needs none of it, and it takes half a second.
     from huggingface_hub import snapshot_download
 
-    for weights in WEIGHTS:
-        patterns = [*DESCRIPTIONS, *weights]
+    for files in weights:
+        patterns = [*DESCRIPTIONS, *files]
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-        if any(folder.glob(weights[0])):
+        if any(folder.glob(files[0])):
             return folder
     raise FileNotFoundError("no weights in a layout that loads")
