@@ -141,6 +141,22 @@ def depth_scores(
     return {name: float(METRICS[name](pair)) for name in names}
 
 
+def normals_scores(
+    prediction: Float[np.ndarray, "*shape 3"], truth: Float[np.ndarray, "*shape 3"], mask: Bool[np.ndarray, "*shape 1"]
+) -> dict[str, float]:
+    """Returns the mean angle between normals of any length, in degrees, and the share of pixels within 11.25 of them.
+
+    Raises ValueError where no pixel is valid.
+    """
+    if not mask.any():
+        raise ValueError("normals_scores: the mask is empty; leave this image out")
+    a, b = (vectors[mask[..., 0]].astype(np.float64) for vectors in (prediction, truth))
+    # By the arc tangent: the arc cosine is blind to small angles.
+    sine, cosine = np.linalg.norm(np.cross(a, b), axis=-1), np.einsum("nc,nc->n", a, b)
+    angles = np.degrees(np.arctan2(sine, cosine))
+    return {"mean_angle": float(angles.mean()), "within_11_25": float(np.mean(angles < 11.25))}
+
+
 def psnr(prediction: Float[np.ndarray, "*shape"], truth: Float[np.ndarray, "*shape"], peak: float = 1.0) -> float:
     """Returns the peak signal-to-noise ratio in decibels; `peak` is the length of the range of values."""
     squared = np.mean((prediction.astype(np.float64) - truth.astype(np.float64)) ** 2)

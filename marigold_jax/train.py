@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
-    base = runs.start_from(**config.model.to_dict())
+    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
 
     # ----------------------------------------------------------------------------------------------------------- Data
@@ -79,19 +79,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
         normals=target == "normals",
     )
     if config.run.evaluate_every:
-        if config.model.prediction != "depth":
-            raise ValueError("config.run.evaluate_every: only depth is evaluated while training; 0 for normals")
         validation = open_dataset(data.validation, data)
         spread = np.linspace(0, len(validation) - 1, config.run.validation_images).astype(int)
         examples = [validation[int(index)] for index in spread]
+        if target == "normals" and "normals" not in examples[0]:
+            raise ValueError(
+                f"config.data.validation={data.validation} has no normals; 0 for config.run.evaluate_every"
+            )
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
     options = dict(config.objective)
-    if (name := options.pop("name")) not in OBJECTIVES:
-        raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
+    make, trains, _ = OBJECTIVES[options.pop("name")]
     prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
-    trains = OBJECTIVES[name].trains
-    objective = OBJECTIVES[name].make(*structures, schedule, target=config.model.prediction, **options)
+    objective = make(*structures, schedule, target=config.model.prediction, **options)
     optim, params = config.optim, getattr(base, trains).params
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
     if optim.lora_rank:
@@ -108,10 +108,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
     accumulate, update = make_steps(objective, optimiser, **steps)
     weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported
+    validate, judge = VALIDATIONS[trains, config.model.prediction]
 
     # --------------------------------------------------------------------------------------------------------- Resume
     checkpoints = runs.Checkpoints(workdir / runs.CHECKPOINTS)
-    first, best = 0, {"step": None, "abs_rel": float("inf")}
+    first, best = 0, {"step": None, judge: float("inf")}
     if (restored := checkpoints.restore(state)) is not None:
         state, notes = restored
         first, best = notes["step"], notes["best"]
@@ -149,12 +150,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if evaluating:
             with reporter.paused():
-                scores, panel = VALIDATIONS[trains](runs.trained(base, trains, state[weights], layout), examples)
+                scores, panel = validate(runs.trained(base, trains, state[weights], layout), examples)
                 if speaks:
                     save(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
                     reporter.picture("validation", done, panel)
-        if improved := evaluating and scores["abs_rel"] < best["abs_rel"]:
-            best = {"step": done, "abs_rel": scores["abs_rel"]}
+        if improved := evaluating and scores[judge] < best[judge]:
+            best = {"step": done, judge: scores[judge]}
         if done % config.run.log_every == 0 or evaluating:
             reporter.record(done, jax.device_get(metrics) | scores, flops)
         if done % config.run.checkpoint_every == 0 or improved or stopping or done == last:

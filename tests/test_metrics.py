@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from marigold_jax.metrics import ALIGNMENTS, METRICS, align, align_disparity, align_least_squares, depth_scores
+from marigold_jax.metrics import (
+    ALIGNMENTS,
+    METRICS,
+    align,
+    align_disparity,
+    align_least_squares,
+    depth_scores,
+    normals_scores,
+)
 
 
 def test_alignment_is_numpys_least_squares():
@@ -86,3 +94,16 @@ def test_disparity_is_fitted_to_the_inverse_of_depth():
     assert align_disparity(disparity - 100 * ~mask, depth, mask).max() == 1000  # at most a kilometre
     assert set(ALIGNMENTS) == {"least_square", "least_square_disparity", "none"}
     np.testing.assert_array_equal(ALIGNMENTS["none"](np.float32([2, -1]), np.ones(2), np.ones(2, bool)), [2, 1e-6])
+
+
+def test_normals_scores_know_their_angles():
+    angles = np.radians([0, 1e-4, 5, 11.2, 11.3, 90, 180, 30])
+    truth = np.zeros((2, 4, 3))
+    truth[..., 2] = 1
+    prediction = np.stack([np.sin(angles), 0 * angles, np.cos(angles)], -1).reshape(2, 4, 3) * 3  # of any length
+    mask = np.ones((2, 4, 1), bool)
+    mask[1, 3] = False
+    scores = normals_scores(prediction, truth, mask)
+    assert scores == pytest.approx({"mean_angle": np.degrees(angles[:7].mean()), "within_11_25": 4 / 7}, rel=1e-12)
+    with pytest.raises(ValueError, match="the mask is empty"):
+        normals_scores(prediction, truth, mask & False)

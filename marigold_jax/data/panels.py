@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from marigold_jax.data.predictions import color
+from marigold_jax.data.predictions import color, normals_to_uint8
 from marigold_jax.data.transforms import PERCENTILES
 
 DEPTH_COLORS, ERROR_COLORS = "Spectral", "magma"
 WORST = 0.5  # the relative error that is drawn brightest
+WORST_ANGLE = 60.0  # degrees, likewise
 GAP = 2  # white pixels between pictures
 
 
@@ -34,8 +35,27 @@ def depth_panel(
         error = np.abs(prediction - depth) / np.where(mask, depth, 1)
         shown.append(color(_unit(error / WORST), ERROR_COLORS) * mask)
         rows.append(_join([image, *shown], axis=1))
-    width = max(row.shape[1] for row in rows)
-    return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
+    return _stack(rows)
+
+
+def normals_panel(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    normals: Sequence[Float[np.ndarray, "h w 3"]],
+    predictions: Sequence[Float[np.ndarray, "h w 3"]],
+    masks: Sequence[Bool[np.ndarray, "h w 1"]],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One row for each image: the image, its true normals, the predicted ones, the angle between them.
+
+    Red, green and blue are x, y and z of unit vectors. Angles go from black (none) to white (`WORST_ANGLE` or more).
+    What is invalid is black.
+    """
+    rows = []
+    for image, truth, prediction, mask in zip(images, normals, predictions, masks, strict=True):
+        shown = [normals_to_uint8(vectors.astype(np.float32)) * mask for vectors in (truth, prediction)]
+        angle = np.degrees(np.arccos(np.clip(np.sum(truth * prediction, axis=-1, keepdims=True), -1, 1)))
+        shown.append(color(_unit(angle / WORST_ANGLE), ERROR_COLORS) * mask)
+        rows.append(_join([image, *shown], axis=1))
+    return _stack(rows)
 
 
 def contact_sheet(
@@ -69,6 +89,12 @@ def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def _unit(values: np.ndarray) -> np.ndarray:
     return np.clip(values[..., 0], 0, 1).astype(np.float32)
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of any widths, one below the other."""
+    width = max(row.shape[1] for row in rows)
+    return _join([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows], axis=0)
 
 
 def _join(pictures: list[np.ndarray], axis: int) -> np.ndarray:
