@@ -17,7 +17,12 @@ def get_config() -> ConfigDict:
                 "checkpoint": "runs/rooms",
                 "prediction": "depth",
                 "scheduler": {"set_alpha_to_one": True, "prediction_type": "sample"},
-                "description": {"default_denoising_steps": 1, "default_processing_resolution": 128},
+                "description": {
+                    "default_denoising_steps": 1,
+                    "default_processing_resolution": 128,
+                    "_x0": False,  # these two so that diffusers gives the same depth
+                    "_stretch": False,
+                },
             },
             "data": {
                 "data_dir": "data",

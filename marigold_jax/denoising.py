@@ -12,7 +12,17 @@ from jaxtyping import Array, Float, Int, UInt32
 from marigold_jax.modality import MODALITIES
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Structure
+from marigold_jax.noise import multi_resolution_noise
 from marigold_jax.samplers import SamplerTable, step
+
+COARSE_STRENGTH = 0.9  # of multi-resolution noise: at the last timestep, that of the papers' trainings
+
+# What denoising begins with, for one member: (key, shape (i, j, z)) -> latent.
+STARTS = {
+    "gaussian": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
+    "zeros": lambda key, shape: jnp.zeros(shape, jnp.float32),
+    "multi_resolution": lambda key, shape: multi_resolution_noise(key, (1, *shape), jnp.full(1, COARSE_STRENGTH))[0],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Program:
     vae: Structure
     modality: str
     traits: tuple[tuple[str, Any], ...]
+    noise: str
     ensemble_size: int
     chunk: int
     stochastic: bool
@@ -53,7 +64,7 @@ def denoise(
     rgb = vae.encode(canvases)
     keys = member_keys(seed, ensemble_size)
     if latents is None:
-        noise = jax.vmap(lambda key: jax.random.normal(key, rgb.shape[1:], jnp.float32))(keys)
+        noise = jax.vmap(lambda key: STARTS[program.noise](key, rgb.shape[1:]))(keys)
         latents = jnp.tile(noise, (n, 1, 1, 1))
 
     def one_chunk(chunk: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -89,12 +100,12 @@ def denoise(
         maps, latents = (
             x.reshape(-1, *x.shape[2:])[:members] for x in jax.lax.map(one_chunk, tuple(map(chunked, inputs)))
         )
-    if ensemble_size == 1:
-        return maps, None, latents
 
-    # Only pixels of the image count in the alignment, not those of the padding.
+    # Only pixels of the image count where maps are aligned or stretched, not those of the padding.
     rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
     mask = (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+    if ensemble_size == 1:
+        return modality.alone(maps, mask, traits), None, latents
     merge = functools.partial(modality.merge, traits=traits, **dict(program.ensembling))
     prediction, uncertainty = jax.vmap(merge)(maps.reshape(n, ensemble_size, *maps.shape[1:]), mask)
     return prediction, uncertainty, latents

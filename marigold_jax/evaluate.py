@@ -40,6 +40,7 @@ from marigold_jax.data.predictions import save
 from marigold_jax.data.resample import resize
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import transform
+from marigold_jax.description import OPTIONS, add_flags, given
 from marigold_jax.metrics import ALIGNMENTS, REMARKS
 from marigold_jax.scoring import (
     QUANTITIES,
@@ -56,7 +57,7 @@ from marigold_jax.scoring import (
     table,
 )
 
-SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "seed", "dtype")
+SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "seed", "dtype", *OPTIONS)
 TOGETHER = 16  # images that a model is given at once
 MEAN_OF = 500  # training images in the mean map
 SEED = 1234  # the papers'
@@ -89,6 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--seed", **number, help="of the noise (default: the papers', 1234)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
+    add_flags(add)
     add("--limit", **number, help="score only so many images, evenly spread")
     add(
         "--beside",
@@ -165,7 +167,7 @@ def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: 
 
         compilation.enable_cache()
         try:
-            pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
+            pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, **given(arguments))
             pipe.sampler(arguments.denoise_steps)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(error) from None
@@ -199,8 +201,9 @@ def photograph(split: Split, index: int) -> np.ndarray | None:
 
 def agree(file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError if the predictions beside the file, which notes how they are made, were made otherwise."""
-    if file.exists() and (found := json.loads(file.read_text())) != settings:
-        changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found[key] != value]
+    found = json.loads(file.read_text()) if file.exists() else settings
+    changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found.get(key) != value]
+    if changed:
         raise ValueError(
             f"{file.parent} holds predictions made otherwise ({'; '.join(changed)}): name another --output_dir"
         )

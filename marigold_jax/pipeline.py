@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from marigold_jax.data.geometry import fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
+from marigold_jax.description import complete, override
 from marigold_jax.modality import Modality, modality_of
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
@@ -50,8 +51,7 @@ class MarigoldOutput:
     latent: np.ndarray | list[np.ndarray] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class CanvasOutput:
+class CanvasOutput(NamedTuple):
     """Predictions on the canvas that the network saw, still on the device and perhaps still being computed."""
 
     prediction: Float[Array, "n h w c"]
@@ -70,7 +70,10 @@ class Marigold:
                 f"{checkpoint.folder}: the UNet maps {unet.config.in_channels} to {unet.config.out_channels} channels, "
                 f"wanted {2 * latent} to {latent}. Plain Stable Diffusion must be fine-tuned first"
             )
-        self.modality: Modality = modality_of(checkpoint.description)
+        description = complete(checkpoint.description)
+        self.modality: Modality = modality_of(description)
+        self.noise: str = description["_noise"]
+        self.final_x0: bool = description["_x0"]
         self.scheduler = checkpoint.scheduler
         self.downsampling: int = vae.config.downsampling
         self.latent_channels: int = latent
@@ -80,8 +83,8 @@ class Marigold:
         self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
         spacing = self.scheduler.get("timestep_spacing", "leading")
         by_sampler = DEFAULT_STEPS.get(self.scheduler.get("_class_name"), DEFAULT_STEPS.get(spacing))
-        self.default_denoising_steps: int = checkpoint.description.get("default_denoising_steps") or by_sampler
-        resolution = checkpoint.description.get("default_processing_resolution")
+        self.default_denoising_steps: int = description.get("default_denoising_steps") or by_sampler
+        resolution = description.get("default_processing_resolution")
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
 
     @classmethod
@@ -91,17 +94,42 @@ class Marigold:
         dtype: str = "float32",
         revision: str | None = None,
         vae: str | Path | None = None,
+        *,
+        modality: str | None = None,
+        noise: str | None = None,
+        x0: bool | None = None,
+        stretch: bool | None = None,
+        x_axis: str | None = None,
     ) -> "Marigold":
         """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
 
-        `dtype`: "float32" or "bfloat16", of weights and computation. `vae`: the folder or id of another VAE with the
-        same latents, such as "madebyollin/taesd", which decodes many times faster, in place of the checkpoint's own.
-        Raises FileNotFoundError or ValueError, each with one line that says what to do.
+        Everything below is the checkpoint's own choice where it is None; see `description`.
+
+        Args:
+            name_or_path: see above.
+            dtype: "float32" or "bfloat16", of weights and computation.
+            revision: of a Hugging Face id.
+            vae: the folder or id of another VAE with the same latents, such as "madebyollin/taesd", which decodes many
+                times faster.
+            modality: "depth" or "normals", for a checkpoint that does not say.
+            noise: what denoising begins with: "gaussian", "zeros", with which no seed plays a part, or
+                "multi_resolution".
+            x0: ends in the network's estimate of the clean latent, without the 3 % of noise that DDIM leaves.
+            stretch: for a training that left the range free: depth is stretched to [0, 1] picture by picture, normals
+                are not clipped before they get unit length.
+            x_axis: "right" or "left", where the network's normals point along x. Those returned point right.
+
+        Raises:
+            FileNotFoundError, ValueError: each with one line that says what to do.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
         checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
-        return cls(checkpoint if vae is None else checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype]))
+        if vae is not None:
+            checkpoint = checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype])
+        options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
+        description = override(checkpoint.description, str(name_or_path), **options)
+        return cls(dataclasses.replace(checkpoint, description=description))
 
     def __call__(
         self,
@@ -193,7 +221,7 @@ class Marigold:
     def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
         """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
-        return sampler_table(self.scheduler, steps)
+        return sampler_table(self.scheduler, steps, final_x0=self.final_x0)
 
     def run(
         self,
@@ -210,13 +238,28 @@ class Marigold:
     ) -> CanvasOutput:
         """The part that runs on the device. Returns at once, while the device works.
 
+        Where denoising begins with zeros, nothing is random, and each image goes through a program of its own: the
+        answer is the same to the bit in any batch.
+
         `canvases`: pixels in [-1, 1], sides multiples of 8, all of one size; `sizes`: (height, width) of the image in
         the top left corner of each canvas, the rest being padding.
         """
         if ensemble_size == 2:
             logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
         table = self.sampler(num_inference_steps)
+        stochastic = bool(np.any(table.c))
+        if ensemble_size > 1 and latents is None and self.noise == "zeros" and not stochastic:
+            logger.warning("an ensemble of %d that all begin with zeros: every member is the same", ensemble_size)
         n, height, width, _ = canvases.shape
+        if self.noise == "zeros" and latents is None and n > 1:
+            options = {"batch_size": batch_size, "seed": seed, "ensembling_kwargs": ensembling_kwargs}
+            alone = [
+                self.run(
+                    canvas, size, num_inference_steps, ensemble_size, output_uncertainty=output_uncertainty, **options
+                )
+                for canvas, size in zip(canvases[:, None], sizes[:, None], strict=True)
+            ]
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
         members = n * ensemble_size
         shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
         if latents is not None and latents.shape != shape:
@@ -227,9 +270,10 @@ class Marigold:
             *self.structures,
             self.modality.name,
             tuple(sorted(self.modality.traits.items())),
+            self.noise,
             ensemble_size,
             chunk=-(-members // chunks),
-            stochastic=bool(np.any(table.c)),
+            stochastic=stochastic,
             ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
         )
         prediction, uncertainty, latent = denoise(

@@ -19,6 +19,10 @@ the distance of a few points gives them with --align_to DIR, one file for each p
     NAME.npy    (height, width) in metres, NaN or 0 where unknown; or NAME.png, 16-bit, in millimetres
 The scale and shift that fit best give depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl.
 
+What a checkpoint does not say of itself can be said here: an end-to-end fine-tuned one as its authors publish them has
+no word on --modality, which is read off its name where that speaks of depth or normals. The rest such a one needs
+(--noise zeros --x0 --stretch --x_axis left) is known.
+
 A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
@@ -40,6 +44,7 @@ from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bu
 from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
 from marigold_jax.data.predictions import Journal, color_table, outputs, save_all
 from marigold_jax.data.references import read_reference, to_metres
+from marigold_jax.description import add_flags, given
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
@@ -76,6 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--color_map", default="Spectral", metavar="MAP", help="any of matplotlib's, or None (default: Spectral)")
     add("--uncertainty", action="store_true", help="also save how far the members of the ensemble disagree")
     add("--align_to", type=Path, metavar="DIR", help="known depth of each picture, to get metres: see above")
+    add_flags(add)
     add("--skip_existing", action="store_true", help="skip pictures whose outputs are all there")
     arguments = parser.parse_args(argv)
 
@@ -141,7 +147,9 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
 
     compilation.enable_cache()
     try:
-        pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, vae=arguments.vae)
+        pipe = Marigold.from_pretrained(
+            arguments.checkpoint, dtype=arguments.dtype, vae=arguments.vae, **given(arguments)
+        )
         pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None

@@ -49,7 +49,13 @@ def _hypersim(args: argparse.Namespace) -> RgbdConfig:
     from marigold_jax.data import hypersim  # needs h5py
 
     frames = hypersim.list_frames(args.raw_dir, args.split, args.filename_list)
-    return RgbdConfig(name=args.name, source=SOURCES["hypersim"], frames={args.split: frames}, read=hypersim.read_frame)
+    return RgbdConfig(
+        name=args.name,
+        source=SOURCES["hypersim"],
+        normals=args.normals,
+        frames={args.split: frames},
+        read=partial(hypersim.read_frame, normals=args.normals),
+    )
 
 
 def _virtual_kitti_2(args: argparse.Namespace) -> RgbdConfig:
@@ -60,7 +66,11 @@ def _virtual_kitti_2(args: argparse.Namespace) -> RgbdConfig:
     if not args.filename_list and len(frames) != complete:
         print(f"{args.raw_dir} has {len(frames)} of the {complete} frames of the paper's {args.split} split")
     return RgbdConfig(
-        name=args.name, source=SOURCES["virtual_kitti_2"], frames={args.split: frames}, read=virtual_kitti_2.read_frame
+        name=args.name,
+        source=SOURCES["virtual_kitti_2"],
+        normals=args.normals,
+        frames={args.split: frames},
+        read=partial(virtual_kitti_2.read_frame, normals=args.normals),
     )
 
 
@@ -125,6 +135,11 @@ def _add_raw_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filename_list", help="take the frames of this list, in the official repository's format")
 
 
+def _add_normals_flags(parser: argparse.ArgumentParser) -> None:
+    _add_raw_flags(parser)
+    parser.add_argument("--normals", action="store_true", help="store surface normals too, to train on them")
+
+
 def _add_folder_flags(parser: argparse.ArgumentParser) -> None:
     _add_raw_flags(parser)
     unit = parser.add_mutually_exclusive_group(required=True)
@@ -155,9 +170,11 @@ KINDS = {
   RAW_DIR/ai_001_001/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5
   RAW_DIR/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5
   RAW_DIR/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.render_entity_id.hdf5
+  RAW_DIR/ai_001_001/images/scene_cam_00_geometry_hdf5/frame.0000.normal_cam.hdf5        (with --normals)
 
 --split is train, val or test.""",
         configure=_hypersim,
+        add_flags=_add_normals_flags,
     ),
     "virtual_kitti_2": Kind(
         summary="Virtual KITTI 2 archives, or folders unpacked from them",
@@ -166,8 +183,10 @@ KINDS = {
   .../Scene01/clone/frames/rgb/Camera_0/rgb_00000.jpg
   .../Scene01/clone/frames/depth/Camera_0/depth_00000.png
 
---split is train (scenes 2, 6, 18, 20) or val (scene 1), six variations and both cameras each.""",
+--split is train (scenes 2, 6, 18, 20) or val (scene 1), six variations and both cameras each.
+--normals are computed from depth.""",
         configure=_virtual_kitti_2,
+        add_flags=_add_normals_flags,
     ),
     "folder": Kind(
         summary="any folder of RGB images and depth maps",

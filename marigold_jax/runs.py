@@ -39,6 +39,7 @@ CONFIG, CHECKPOINTS, EXPORT = "config.json", "checkpoints", "export"
 CHANGEABLE = "run"  # the section of the configuration that a resumed run may change: how long, how often, not what
 SCRATCH = "scratch"
 STEP = "_exported_step"  # in the description of an export: the step that its weights are from
+KEPT = ("default_processing_resolution",)  # of the description of what a run starts from
 LONGEST_REASON = 120
 PIPELINES = {"depth": "MarigoldDepthPipeline", "normals": "MarigoldNormalsPipeline"}
 
@@ -74,8 +75,22 @@ def start_from(
     else:
         base = checkpoints.inflate(checkpoints.load(resolve(checkpoint)), bias=inflation_bias)
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}
-    index = {"_class_name": PIPELINES[prediction], "prediction_type": prediction, **traits, **(description or {})}
+    kept = {key: base.description[key] for key in KEPT if base.description.get(key) is not None}
+    index = {"_class_name": PIPELINES[prediction], "prediction_type": prediction, **traits, **kept}
+    index |= description or {}
     return dataclasses.replace(base, scheduler={**base.scheduler, **(scheduler or {})}, description=index)
+
+
+def start_of(objective: Mapping[str, Any], **model: Any) -> Checkpoint:
+    """Returns what a run starts from, by these two sections of its configuration; described as what it will become.
+
+    Raises ValueError for an unknown objective, and as `start_from` does.
+    """
+    options = dict(objective)
+    if (name := options.pop("name")) not in OBJECTIVES:
+        raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
+    base = start_from(**model)
+    return dataclasses.replace(base, description={**OBJECTIVES[name].describe(**options), **base.description})
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -297,7 +312,7 @@ def exported(workdir: Path) -> Path:
     # An ellipsis leaves that part of the state on disk: the optimiser's moments are twice as large as the weights.
     like = {key: wanted if key == chosen else jax.tree.map(lambda x: ..., shapes[key]) for key in shapes}
     params = ocp.load(newest, like)[chosen]
-    base = start_from(**config["model"])
+    base = start_of(config["objective"], **config["model"])
     component = OBJECTIVES[config["objective"]["name"]].trains
     whole = lora.merge(getattr(base, component).params, params)
     return export(with_params(base, component, whole), steps[-1], workdir)

@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
-    base = runs.start_from(**config.model.to_dict())
+    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
 
     # ----------------------------------------------------------------------------------------------------------- Data
@@ -80,22 +80,22 @@ def train(config: ConfigDict, workdir: Path) -> None:
         normals=target == "normals",
     )
     if config.run.evaluate_every:
-        if config.model.prediction != "depth":
-            raise ValueError("config.run.evaluate_every: only depth is evaluated while training; 0 for normals")
         validation = open_dataset(data.validation, data)
         spread = np.linspace(0, len(validation) - 1, config.run.validation_images).astype(int)
         examples = [validation[int(index)] for index in spread]
+        if target == "normals" and "normals" not in examples[0]:
+            raise ValueError(
+                f"config.data.validation={data.validation} has no normals; 0 for config.run.evaluate_every"
+            )
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
     options = dict(config.objective)
-    if (name := options.pop("name")) not in OBJECTIVES:
-        raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
+    row = OBJECTIVES[name := options.pop("name")]
     prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
-    make, trains, follows = OBJECTIVES[name]
-    objective = make(*structures, schedule, target=config.model.prediction, **options)
+    trains, objective = row.trains, row.make(*structures, schedule, target=config.model.prediction, **options)
     optim, params = config.optim, getattr(base, trains).params
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
-    if optim.lora_rank or follows:
+    if optim.lora_rank or row.follows:
         frozen[trains] = params
     if optim.lora_rank:
         objective = lora.adapt(objective)
@@ -103,7 +103,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     frozen = layout.place(frozen)
     rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
     clip_norm, ema_decay = optim.clip_norm or None, optim.ema_decay or None
-    if follows and ema_decay is None:
+    if row.follows and ema_decay is None:
         raise ValueError(f"config.optim.ema_decay=0: the objective {name} follows an average; wanted a decay, as 0.95")
     optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
     state = init_state(params, optimiser, ema=ema_decay is not None, layout=layout)
@@ -113,10 +113,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
     accumulate, update = make_steps(objective, optimiser, **steps)
     weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported
+    validate, judge = VALIDATIONS[trains, config.model.prediction]
 
     # --------------------------------------------------------------------------------------------------------- Resume
     checkpoints = runs.Checkpoints(workdir / runs.CHECKPOINTS)
-    first, best = 0, {"step": None, "abs_rel": float("inf")}
+    first, best = 0, {"step": None, judge: float("inf")}
     if (restored := checkpoints.restore(state)) is not None:
         state, notes = restored
         first, best = notes["step"], notes["best"]
@@ -137,7 +138,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 f"config.optim.learning_rate, or compute in float32, and start anew, or from {checkpoints.folder}"
             )
         accumulator, flops = None, 0.0
-        still = frozen | {"target": state["ema"]} if follows else frozen  # for this step
+        still = frozen | {"target": state["ema"]} if row.follows else frozen  # for this step
         for micro in range(data.accumulation):
             batch = next(loader)
             batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span", "depth")})
@@ -155,12 +156,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if evaluating:
             with reporter.paused():
-                scores, panel = VALIDATIONS[trains](runs.trained(base, trains, state[weights], layout), examples)
+                scores, panel = validate(runs.trained(base, trains, state[weights], layout), examples)
                 if speaks:
                     save(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
                     reporter.picture("validation", done, panel)
-        if improved := evaluating and scores["abs_rel"] < best["abs_rel"]:
-            best = {"step": done, "abs_rel": scores["abs_rel"]}
+        if improved := evaluating and scores[judge] < best[judge]:
+            best = {"step": done, judge: scores[judge]}
         if done % config.run.log_every == 0 or evaluating:
             reporter.record(done, jax.device_get(metrics) | scores, flops)
         if done % config.run.checkpoint_every == 0 or improved or stopping or done == last:

@@ -1,11 +1,13 @@
 """What a run tells of itself now and then: scores on held-out examples, and a picture of the first few."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from marigold_jax.angles import angle_scores, angular_errors, within
 from marigold_jax.data import panels
 from marigold_jax.data.transforms import transform
 from marigold_jax.metrics import align, depth_scores, psnr
@@ -19,12 +21,22 @@ Answer = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
 PANEL_ROWS = 4
 
 
-def predict(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
     """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
     aligned = list(map(align, Marigold(checkpoint)(rgb, seed=0).prediction, depth, mask))
     scores = list(map(depth_scores, aligned, depth, mask))
     return _mean(scores), panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
+
+
+def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+    """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
+    rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
+    known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
+    predictions = list(Marigold(checkpoint)(rgb, seed=0).prediction)
+    scores = _mean(list(map(angle_scores, map(angular_errors, predictions, normals, known))))
+    told = {"mean_angle": scores["mean"], within(11.25): scores[within(11.25)]}
+    return told, panels.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
 
 
 def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
@@ -59,4 +71,16 @@ def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
 
 
-VALIDATIONS = {"unet": predict, "vae": reconstruct}  # by what trains
+class Row(NamedTuple):
+    """`validate(checkpoint, examples)` gives scores and a panel; the lower the score `judge`, the better."""
+
+    validate: Callable[[Checkpoint, Sequence[Example]], Answer]
+    judge: str
+
+
+VALIDATIONS = {  # by what trains, and what it predicts
+    ("unet", "depth"): Row(predict_depth, "abs_rel"),
+    ("unet", "normals"): Row(predict_normals, "mean_angle"),
+    ("vae", "depth"): Row(reconstruct, "abs_rel"),
+    ("vae", "normals"): Row(reconstruct, "abs_rel"),
+}

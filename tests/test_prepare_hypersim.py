@@ -142,6 +142,34 @@ def test_depth_beyond_16_bits_is_kept_invalid_and_noted(raw, tmp_path):
     assert remark["detail"].startswith("2 pixels beyond 65.535 m")
 
 
+def test_normals_face_the_camera(raw, tmp_path):
+    """`normal_cam` of random length; some point away from the camera, and the window has none."""
+    random = np.random.default_rng(3)
+    rays = np.stack([*np.meshgrid(np.arange(WIDTH) - (WIDTH - 1) / 2, (HEIGHT - 1) / 2 - np.arange(HEIGHT))], axis=-1)
+    rays = np.concatenate([rays / 886.81, np.full((HEIGHT, WIDTH, 1), -1.0)], axis=-1)
+    wanted = random.normal(size=(HEIGHT, WIDTH, 3))
+    wanted /= np.linalg.norm(wanted, axis=-1, keepdims=True)
+    wanted[np.sum(wanted * rays, axis=-1) > 0] *= -1
+    stored = wanted * random.choice([-1, 1], (HEIGHT, WIDTH, 1)) * random.uniform(0.5, 2, (HEIGHT, WIDTH, 1))
+    for scene, count in (("ai_001_001", 4), ("ai_004_002", 2)):
+        for number in range(count):
+            file = paths(raw, scene, "cam_00", number)["depth_meters"]
+            write(file.with_name(f"frame.{number:04d}.normal_cam.hdf5"), stored.astype(np.float32))
+    broken = np.where(np.arange(WIDTH)[:, None] == 50, np.nan, stored)
+    write(paths(raw, "ai_001_001", "cam_00", 3)["depth_meters"].with_name("frame.0003.normal_cam.hdf5"), broken)
+    paths(raw, "ai_001_001", "cam_00", 2)["depth_meters"].with_name("frame.0002.normal_cam.hdf5").unlink()
+    assert run(raw, tmp_path, "--normals") == 0
+    split = PreparedSplit(f"{tmp_path}/hypersim/train")
+    assert len(split) == 4
+    example = split[0]
+    surface = read_raw(raw, "ai_001_001", "cam_00", 0)["render_entity_id"] != -1
+    clear = surface & (np.abs(np.sum(wanted * rays, axis=-1)) > 2e-3)  # those seen edge-on stay as they are
+    np.testing.assert_allclose(example["normals"][clear], wanted[clear], atol=1e-4)
+    assert not example["normals"][~surface].any()
+    remarks = map(json.loads, open(tmp_path / "rgbd" / "hypersim" / "report-train.jsonl"))
+    assert sorted(remark["reason"] for remark in remarks) == ["NaN normals", "missing file"]
+
+
 def _remove(files):
     files["depth_meters"].unlink()
 

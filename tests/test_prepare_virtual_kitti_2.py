@@ -118,6 +118,27 @@ def test_the_loader_serves_the_benchmark_window(raw, tmp_path):
     assert (batch["target"][:, :70] == 1).all() and not batch["mask"][:, :70].any()  # the sky is far
 
 
+def test_normals_come_from_depth(raw, tmp_path):
+    """A road 1.5 m below the camera, and the sky."""
+    folders(raw)
+    down = (np.arange(375) - 187) / 725.0087
+    road = np.where(down > 1.5 / 300, 1.5 / np.maximum(down, 1e-9) * 100, 65535)
+    png = encode(np.broadcast_to(np.rint(road)[:, None], (375, 1242)).astype(np.uint16), "png")
+    for path in raw.glob("*depth/**/*.png"):
+        path.write_bytes(png)
+    assert run(raw, tmp_path, "--normals", "--limit", "1") == 0
+    example = PreparedSplit(f"{tmp_path}/virtual_kitti_2/train")[0]
+    mask = example["mask"][..., 0]
+    known = example["normals"].any(axis=-1)
+    assert known[mask].mean() > 0.95 and not known[:100].any()
+    angles = np.degrees(np.arccos(np.clip(example["normals"][mask & known] @ [0, 1, 0], -1, 1)))
+    assert angles.mean() < 0.5
+    loader = make_loader([(f"{tmp_path}/virtual_kitti_2/train", 1)], batch_size=1, seed=0, normals=True)
+    batch = next(loader)
+    loader.close()
+    np.testing.assert_array_equal(batch["mask"][..., 0], batch["mask"][..., 0] & batch["normals"].any(axis=-1))
+
+
 def test_official_filename_list(raw, tmp_path):
     archives(raw)
     names = tmp_path / "list.txt"

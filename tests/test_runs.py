@@ -187,6 +187,7 @@ def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
         "prediction_type": "depth",
         "scale_invariant": True,
         "shift_invariant": True,
+        "default_processing_resolution": 64,  # kept
         "default_denoising_steps": 3,
     }
     with pytest.raises(ValueError, match=r"model.prediction is 'heat'"):

@@ -1,6 +1,7 @@
 """The training program, through its real command line where processes matter: killed, stopped, resumed, exported."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import os
@@ -24,6 +25,15 @@ from safetensors.numpy import load_file
 
 from marigold_jax import Marigold, progress, runs, sharding, train
 from marigold_jax.data.primitives import Primitives
+from marigold_jax.data.transforms import transform
+from marigold_jax.models import unet
+from marigold_jax.models.functional import abstract
+from marigold_jax.objectives import OBJECTIVES
+from marigold_jax.optimiser import iter_exponential, make_optimiser
+from marigold_jax.schedule import NoiseSchedule
+from marigold_jax.validation import VALIDATIONS
+from marigold_jax.weights import checkpoint
+from marigold_jax.weights.scratch import scratch
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
@@ -251,13 +261,13 @@ def here(monkeypatch, tmp_path):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
 
-    def call(workdir, devices, **changes):
+    def call(workdir, devices, config=None, **changes):
         def mesh(fsdp):
             chosen = np.array(jax.devices()[:devices]).reshape(-1, fsdp)
             return Mesh(chosen, sharding.AXES)
 
         monkeypatch.setattr(train.sharding, "make_mesh", mesh)
-        train.train(small_config(**changes), workdir)
+        train.train(config or small_config(**changes), workdir)
         return [line["loss"] for line in records(workdir)]
 
     yield call
@@ -292,6 +302,100 @@ def test_lines_that_will_be_repeated_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     progress.Progress(tmp_path, 2, 4, samples_per_step=1).close()
     assert [line["step"] for line in records(tmp_path)] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoints(tmp_path_factory):
+    """A small model that was trained for depth, "wide", and one that reads the image alone as Stable Diffusion does."""
+    folder, wide = tmp_path_factory.mktemp("tiny"), scratch((16, 16), 2)
+    description = wide.description | {"default_processing_resolution": 24}
+    wide = dataclasses.replace(wide, description=description)
+    params = wide.unet.params | {"conv_in.kernel": wide.unet.params["conv_in.kernel"][:, :, :3]}
+    params["conv_in.bias"] = params["conv_in.bias"] + 1
+    config = dataclasses.replace(wide.unet.config, in_channels=3)
+    structure, _ = abstract(lambda rngs: unet.UNet(config, rngs))
+    narrow = dataclasses.replace(wide, unet=checkpoint.Component(config, structure, params))
+    for name, model in {"wide": wide, "narrow": narrow}.items():
+        checkpoint.save(model, folder / name)
+    return folder
+
+
+def tiny(name, start):
+    """A configuration of the repository on small pictures, for two steps; what else it says stays."""
+    config = load_config(name)
+    with config.unlocked():
+        if config.model.checkpoint == "scratch":
+            config.model.update({"widths": (16, 16), "cell": 2})
+            if "vae_widths" in config.model:
+                config.model.vae_widths = (8, 16)
+        else:
+            config.model.checkpoint = str(start)
+        config.data.update({"train": (("primitives/train", 1.0),), "validation": "primitives/val", "size": (16, 24)})
+        config.data.update({"batch_size": 2, "accumulation": 1, "num_workers": 0})
+        config.run.update({"steps": 2, "log_every": 1, "validation_images": 2})
+    return config.lock()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_resolves(name, tiny_checkpoints):
+    """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
+    config = tiny(name, tiny_checkpoints / "wide")
+    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
+    options = config.objective.to_dict()
+    row, length = OBJECTIVES[options.pop("name")], options.pop("prompt_length")
+    schedule = NoiseSchedule.from_config(base.scheduler)
+    objective = row.make(base.unet.structure, base.vae.structure, schedule, target=config.model.prediction, **options)
+    example = Primitives(1, (16, 24))[0]
+    sample = transform(example, size=None, flip=False, antialias=True, far_fill=True)
+    batch = {key: value[None] for key, value in sample.items() if key != "depth"}
+    frozen = {"vae": base.vae.params, "empty_prompt": base.empty_prompt[length]}
+    params = getattr(base, row.trains).params
+    gradients, _ = jax.eval_shape(jax.grad(objective, has_aux=True), params, frozen, batch, jax.random.key(0))
+    assert gradients.keys() == params.keys()
+    optim = config.optim
+    rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
+    make_optimiser(optim.name, rates, optim.weight_decay, optim.clip_norm or None, tuple(optim.betas), optim.epsilon)
+    assert (row.trains, config.model.prediction) in VALIDATIONS
+
+
+@pytest.mark.parametrize(
+    "prediction, judge, start", [("depth", "abs_rel", "narrow"), ("normals", "mean_angle", "wide")]
+)
+def test_end_to_end_as_published_from_configuration_to_prediction(
+    prediction, judge, start, here, tiny_checkpoints, tmp_path
+):
+    """Depth from a model that never saw two latents, normals from one that knew depth."""
+    config = tiny(f"e2e_ft_{prediction}", tiny_checkpoints / start)
+    losses = here(tmp_path / "run", 1, config)
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert np.isfinite(records(tmp_path / "run")[-1][judge])
+    assert (tmp_path / "run" / "panels" / "step_000002.png").is_file()
+    assert runs.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
+    exported = checkpoint.load(tmp_path / "run" / "export")
+    description = {"_noise": "zeros", "_x0": True, "_stretch": True, "prediction_type": prediction}
+    description |= {"default_denoising_steps": 1, "default_processing_resolution": 24}
+    assert description.items() <= exported.description.items()
+    scheduler = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": False, "_class_name": "DDIMScheduler"}
+    assert scheduler.items() <= exported.scheduler.items()
+    pipe = Marigold.from_pretrained(tmp_path / "run" / "export")
+    assert (pipe.noise, pipe.final_x0, pipe.modality.name) == ("zeros", True, prediction)
+    assert {"depth": diffusers.MarigoldDepthPipeline, "normals": diffusers.MarigoldNormalsPipeline}[
+        prediction
+    ].from_pretrained(tmp_path / "run" / "export")
+    if start == "narrow":  # two steps at a learning rate of 0 and 3e-7 leave the halved bias
+        np.testing.assert_allclose(exported.unet.params["conv_in.bias"], 0.5, atol=1e-5)
+
+
+def test_normals_are_not_judged_where_there_are_none(tiny_checkpoints, monkeypatch, tmp_path):
+    config = tiny("e2e_ft_normals", tiny_checkpoints / "wide")
+    bare = Primitives(2, (16, 24))
+    bare_example = {key: value for key, value in bare[0].items() if key != "normals"}
+    opened = {config.data.train[0][0]: bare, config.data.validation: [bare_example] * 2}
+    monkeypatch.setattr(train, "open_dataset", lambda name, data: opened[name])
+    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    with pytest.raises(ValueError, match=r"data.validation=primitives/val has no normals; 0 for config.run.evaluate"):
+        train.train(config, tmp_path / "run")
 
 
 # Made on 2026-11-22 with jax 0.10.2 on a CPU. They may move with what is trained (model, noise, data, optimiser), never

@@ -103,6 +103,30 @@ def test_flip_mirrors_everything_and_normals_change_side():
         np.testing.assert_array_equal(value, raw[key])
 
 
+def test_where_a_normal_is_unknown_nothing_counts():
+    raw = example(normals=True)
+    raw["normals"][10:20] = 0
+    sample, plain = (transform(one, size=None, flip=False, **REFERENCE) for one in (raw, example()))
+    assert not sample["mask"][10:20].any()
+    np.testing.assert_array_equal(sample["mask"][20:], plain["mask"][20:])
+    np.testing.assert_array_equal(sample["target"], plain["target"])
+
+
+@pytest.mark.parametrize("size", [None, (60, 80)])
+def test_target_and_span_are_metres_between_the_percentiles(size):
+    """What end-to-end fine-tuning learns: depth clamped to its own [2, 98] percentiles (arXiv 2409.11355), shifted."""
+    raw = example(192, 256)
+    sample = transform(raw, size=size, flip=False, antialias=True, far_fill=True)
+    mask, depth = sample["mask"], torch.from_numpy(sample["depth"])
+    # They take the percentiles after resizing; here they are those of the picture before.
+    low, high = torch.quantile(depth[torch.from_numpy(mask)], torch.tensor([0.02, 0.98]))
+    metres = ((sample["target"] + 1) * sample["span"] / 2)[mask]
+    wanted = (depth.clip(low, high) - low).numpy()[mask]
+    if size is None:
+        np.testing.assert_allclose(metres, wanted, rtol=0, atol=1e-5)
+    assert np.abs(metres - wanted).mean() < 0.005 * float(high - low)
+
+
 def test_invalid_pixels_are_near_in_the_reference_and_far_with_far_fill():
     raw = example()
     raw["depth"][0, 0] = 655.35  # a sky that the dataset marks by its largest number

@@ -3,10 +3,12 @@
     SCENE/images/scene_CAM_final_hdf5/frame.0000.color.hdf5                   linear colour
     SCENE/images/scene_CAM_geometry_hdf5/frame.0000.depth_meters.hdf5         distance to the camera's centre, metres
     SCENE/images/scene_CAM_geometry_hdf5/frame.0000.render_entity_id.hdf5     -1 where there is no surface
+    SCENE/images/scene_CAM_geometry_hdf5/frame.0000.normal_cam.hdf5           normals, where they are asked for
     metadata_images_split_scene_v1.csv                                        which frames are released, and their split
 
 Tone mapping is the one of the Hypersim toolkit; depth is along the optical axis, in whole millimetres, rounded down, as
-in the data that Marigold was trained on (arXiv 2312.02145, section 4.1).
+in the data that Marigold was trained on (arXiv 2312.02145, section 4.1). Normals are x right, y up, z towards the
+viewer; some surfaces were modelled inside out, and those are turned towards the camera.
 """
 
 import csv
@@ -18,7 +20,8 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
-from marigold_jax.data.frames import BadFrame, Record, check_depth, check_sizes, read_filename_list, to_png
+from marigold_jax.data.frames import BadFrame, Record, check_depth, check_sizes, quantise, read_filename_list, to_png
+from marigold_jax.data.normals import towards_camera
 from marigold_jax.data.sources import SOURCES
 
 SPLIT_FILE = "metadata_images_split_scene_v1.csv"
@@ -68,8 +71,11 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Hyp
         ]
 
 
-def read_frame(frame: HypersimFrame) -> Record:
-    """Raises BadFrame if a file is missing or broken, sizes differ, a surface has no depth, or an entity id is 0."""
+def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
+    """Raises BadFrame if a file is missing or broken, sizes differ, a surface has no depth, or an entity id is 0.
+
+    With `normals`, the record has those too, and a frame of which a surface has none is bad.
+    """
     colour = _read(frame.file("final", "color")).astype(np.float64)
     distance = _read(frame.file("geometry", "depth_meters")).astype(np.float64)
     entity = _read(frame.file("geometry", "render_entity_id"))
@@ -84,6 +90,13 @@ def read_frame(frame: HypersimFrame) -> Record:
     depth, beyond = millimetres(np.where(surface, planar_depth(np.where(surface, distance, 0)), 0))
     check_depth(depth[..., None], None, SOURCES["hypersim"], frame.name)
     record = {"name": frame.name, "rgb": to_png(tone_map(colour, surface)), "depth": to_png(depth)}
+    if normals:
+        vectors = _read(frame.file("geometry", "normal_cam")).astype(np.float64)
+        check_sizes([("depth", depth.shape), ("normals", vectors.shape[:2])])
+        if np.isnan(vectors[surface]).any():
+            raise BadFrame("NaN normals", f"{frame.name}: {np.isnan(vectors[surface]).any(axis=-1).sum()} pixels")
+        vectors = np.where(surface[..., None], vectors, 0)
+        record["normals"] = quantise(towards_camera(vectors, FOCAL_LENGTH))
     if beyond:
         record["note"] = f"{beyond} pixels beyond 65.535 m are stored as 65.535 m, which is not valid"
     return record

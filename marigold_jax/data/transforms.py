@@ -24,8 +24,8 @@ def transform(
 
     The sample holds `rgb` float32 (H, W, 3) in [-1, 1]; `depth` float32 (H, W, 1) in metres, 0 where invalid; `target`
     float32 (H, W, 1) in [-1, 1], near -1, far +1; `span` float32 (), the metres from -1 to +1; `mask` bool (H, W, 1),
-    True where valid; `normals` if the example has them. `flip` mirrors it. An example without two different valid
-    depths yields targets of zero, an empty mask and no span.
+    True where valid; `normals` if the example has them, and then `mask` is True only where they are known too. `flip`
+    mirrors it. An example without two different valid depths yields targets of zero, an empty mask and no span.
     """
     if flip:
         example = mirror(example)
@@ -38,6 +38,8 @@ def transform(
         target = np.where(mask, target, np.float32(1))
     span = np.float32(limits[1] - limits[0] if limits else 0)
     maps |= {"depth": np.where(mask, maps["depth"], np.float32(0)), "target": target, "span": span, "mask": mask}
+    if "normals" in maps:
+        maps["mask"] = mask & maps["normals"].any(axis=-1, keepdims=True)
     return {"rgb": _rgb(example["rgb"], size, antialias)} | maps
 
 

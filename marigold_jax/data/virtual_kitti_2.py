@@ -4,8 +4,10 @@
     SCENE/VARIATION/frames/depth/CAMERA/depth_00000.png       16 bits, centimetres; 65535 is the sky
 
 Images and depth maps are stored as they are; the crop to the KITTI benchmark's window happens when they are read.
+Normals, where they are asked for, are computed from depth: see `normals`.
 """
 
+import io
 import os
 import re
 import tarfile
@@ -13,14 +15,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from marigold_jax.data.folder import read_frame as read_pair
-from marigold_jax.data.frames import Frame, Part, Record, read_filename_list
+from marigold_jax.data.frames import Frame, Part, Record, quantise, read_filename_list
+from marigold_jax.data.normals import normals_from_depth
 from marigold_jax.data.sources import SOURCES
 
 # The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.
 SCENES = {"train": ("Scene02", "Scene06", "Scene18", "Scene20"), "val": ("Scene01",)}
 VARIATIONS = ("clone", "morning", "overcast", "sunset", "15-deg-left", "15-deg-right")
 FRAMES = {"train": 20148, "val": 5364}
+FOCAL_LENGTH = 725.0087  # pixels; the optical axis runs through the middle of 1242 x 375
+SKY = 65535
 
 FILE = re.compile(r"(Scene\d\d/[^/]+/frames)/(rgb|depth)/(Camera_\d)/(?:rgb|depth)_(\d{5})\.(?:jpg|png)$")
 ARCHIVE = re.compile(r"^(vkitti\.tar|.*_(rgb|depth)\.tar)$")
@@ -51,9 +59,13 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Fra
     return frames
 
 
-def read_frame(frame: Frame) -> Record:
+def read_frame(frame: Frame, normals: bool = False) -> Record:
     """Raises BadFrame for a file that is missing, broken, or not of the size of the other."""
-    return read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
+    record = read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
+    if normals:
+        stored = np.asarray(Image.open(io.BytesIO(record["depth"])))[..., None].astype(np.float64)
+        record["normals"] = quantise(normals_from_depth(stored, (stored > 0) & (stored < SKY), FOCAL_LENGTH))
+    return record
 
 
 def _key(path: str, filename_list: str) -> tuple[str, str, str]:

@@ -1,29 +1,31 @@
 """What is minimised, one file for each way of training; `contract` says what all of them are."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marigold_jax.objectives.autoencoder import autoencoder_objective
 from marigold_jax.objectives.consistency import consistency_objective
 from marigold_jax.objectives.contract import Objective
 from marigold_jax.objectives.diffusion import diffusion_objective
-from marigold_jax.objectives.end_to_end import end_to_end_objective
+from marigold_jax.objectives.end_to_end import describe_end_to_end, end_to_end_objective
 
 
 class Row(NamedTuple):
     """`make(unet_structure, vae_structure, schedule, target=..., **options)` gives the objective of what `trains`.
 
     One that `follows` reads `frozen["target"]` too, the moving average of what trains, and `frozen[trains]`, its start.
+    `describe(**options)` is what the trained checkpoint says of itself in `model_index.json`; see `description`.
     """
 
     make: Callable[..., Objective]
     trains: str  # a component of the checkpoint: "unet" or "vae"
     follows: bool = False
+    describe: Callable[..., dict[str, Any]] = lambda **options: {}
 
 
 OBJECTIVES = {
     "diffusion": Row(diffusion_objective, "unet"),
-    "end_to_end": Row(end_to_end_objective, "unet"),
+    "end_to_end": Row(end_to_end_objective, "unet", describe=describe_end_to_end),
     "consistency": Row(consistency_objective, "unet", follows=True),
     "autoencoder": Row(autoencoder_objective, "vae"),
 }

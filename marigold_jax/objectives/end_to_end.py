@@ -4,10 +4,13 @@ The network sees the image's latent beside noise, or zeros; the latent it implie
 the loss compares pixels with the truth. Gradients flow back through the decoder.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PRNGKeyArray
 
+from marigold_jax.description import END_TO_END, OPTIONS
 from marigold_jax.losses import angular_error, scale_and_shift_invariant_l1
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
@@ -58,6 +61,11 @@ def _normals_loss(pixels, batch, weight):
 
 
 LOSSES = {"depth": _depth_loss, "normals": _normals_loss}
+
+
+def describe_end_to_end(*, noise: str = "zeros", **options: Any) -> dict[str, Any]:
+    """Returns what a checkpoint trained with these options says of itself: how it is to be run."""
+    return END_TO_END | ({"_noise": noise} if noise in OPTIONS["noise"].values else {})
 
 
 def end_to_end_objective(
