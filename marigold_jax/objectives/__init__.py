@@ -14,10 +14,11 @@ class Row(NamedTuple):
 
     make: Callable[..., Objective]
     trains: str  # a component of the checkpoint: "unet" or "vae"
+    reads_latents: bool = False  # batches may hold what the VAE made of image and target, and `frozen` no VAE
 
 
 OBJECTIVES = {
-    "diffusion": Row(diffusion_objective, "unet"),
+    "diffusion": Row(diffusion_objective, "unet", reads_latents=True),
     "end_to_end": Row(end_to_end_objective, "unet"),
     "autoencoder": Row(autoencoder_objective, "vae"),
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from marigold_jax.losses import latent_mask, masked_mse
 from marigold_jax.models import functional
@@ -52,10 +52,13 @@ def diffusion_objective(
     def objective(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float32[Array, ""], Metrics]:
-        vae = functional.merge(vae_structure, frozen["vae"]).config
-        b, h, w, _ = batch["rgb"].shape
-        shape = (b, h // vae.downsampling, w // vae.downsampling, vae.latent_channels)
-        return loss(params, frozen, batch, *draw(key, shape))
+        if "latents" in batch:
+            b, _, *latent = batch["latents"].shape
+        else:
+            vae = functional.merge(vae_structure, frozen["vae"]).config
+            b, h, w, _ = batch["rgb"].shape
+            latent = (h // vae.downsampling, w // vae.downsampling, vae.latent_channels)
+        return loss(params, frozen, batch, *draw(key, (b, *latent)))
 
     return objective
 
@@ -108,6 +111,18 @@ def diffusion_loss(
     target_key, to_pixels = row(TARGETS, "target", target)
     checkpoint = row(REMAT, "remat", remat)
 
+    def encoded(frozen: Frozen, batch: Batch) -> tuple[Float[Array, "b 2 i j z"], Bool[Array, "b i j 1"]]:
+        """Latents of image and target, and which of them count: as the batch has them, or encoded here."""
+        if "latents" in batch:
+            return batch["latents"], batch["latent_mask"]
+        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
+        # Image and target go through the VAE as one batch, so that it is compiled once; as neighbours, so that a batch
+        # which is split over devices stays split.
+        pairs = jnp.stack([batch["rgb"], to_pixels(batch[target_key])], axis=1)
+        latents = vae.encode(pairs.reshape(-1, *pairs.shape[2:]).astype(compute_dtype))
+        latents = jax.lax.stop_gradient(latents).reshape(*pairs.shape[:2], *latents.shape[1:])
+        return latents, latent_mask(mask_of(batch), vae.config.downsampling)
+
     def loss(
         params: Params,
         frozen: Frozen,
@@ -116,19 +131,14 @@ def diffusion_loss(
         noise: Float[Array, "b i j z"],
     ) -> tuple[Float32[Array, ""], Metrics]:
         unet = functional.merge(unet_structure, cast(params, compute_dtype))
-        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
-        if unet.config.in_channels != 2 * vae.config.latent_channels:
+        latents, mask = encoded(frozen, batch)
+        if unet.config.in_channels != 2 * latents.shape[-1]:
             raise ValueError(
-                f"the UNet reads {unet.config.in_channels} channels, wanted {2 * vae.config.latent_channels}: the "
-                "latents of the image and of the target; inflate the checkpoint"
+                f"the UNet reads {unet.config.in_channels} channels, wanted {2 * latents.shape[-1]}: the latents of "
+                "the image and of the target; inflate the checkpoint"
             )
 
-        # Image and target go through the VAE as one batch, so that it is compiled once; as neighbours, so that a batch
-        # which is split over devices stays split.
-        pairs = jnp.stack([batch["rgb"], to_pixels(batch[target_key])], axis=1)
-        latents = vae.encode(pairs.reshape(-1, *pairs.shape[2:]).astype(compute_dtype))
-        latents = jax.lax.stop_gradient(latents).reshape(*pairs.shape[:2], *latents.shape[1:])
-        rgb, x0 = latents[:, 0], latents[:, 1]
+        rgb, x0 = latents[:, 0].astype(compute_dtype), latents[:, 1]
         x_t = schedule.add_noise(x0, noise, timesteps)
         prompt = frozen["empty_prompt"].astype(compute_dtype)
         context = jnp.broadcast_to(prompt, (len(rgb), *prompt.shape))
@@ -136,7 +146,6 @@ def diffusion_loss(
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
         output = unet(both, timesteps, context, checkpoint)
 
-        mask = latent_mask(mask_of(batch), vae.config.downsampling)
         value = masked_mse(output, schedule.target(x0, noise, timesteps), mask)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
 
