@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
                 "validation_images": 80,
                 "max_skipped": 10,  # updates in a row that are not finite, before the run stops
                 "fsdp": 1,  # devices over which the parameters are split
+                "latents": "",  # "float32" or "bfloat16": encode each dataset once, and train on its latents
             },
         }
     )

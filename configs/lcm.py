@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
                 "validation_images": 80,
                 "max_skipped": 10,
                 "fsdp": 1,  # devices over which the parameters are split
+                "latents": "",  # "float32" or "bfloat16": encode each dataset once, and train on its latents
             },
         }
     )

@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
                 "validation_images": 16,
                 "max_skipped": 10,
                 "fsdp": 1,
+                "latents": "",  # encode a prepared dataset once and keep its latents as "float32" or "bfloat16"
             },
         }
     )

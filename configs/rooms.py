@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
                 "validation_images": 32,
                 "max_skipped": 10,
                 "fsdp": 1,
+                "latents": "",  # "float32" or "bfloat16": encode each dataset once, and train on its latents
             },
         }
     )

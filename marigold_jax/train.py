@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, lora, progress, runs, sharding
+from marigold_jax import compilation, latents, lora, progress, runs, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
@@ -58,6 +58,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
+    options = dict(config.objective)
+    row = OBJECTIVES[name := options.pop("name")]
 
     # ----------------------------------------------------------------------------------------------------------- Data
     data, target = config.data, TARGETS[config.model.prediction][0]
@@ -65,19 +67,35 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(
             f"config.data.batch_size={data.batch_size}: wanted a multiple of the {jax.process_count()} processes"
         )
+    datasets = {path: open_dataset(path, data) for path, _ in data.train}
+    seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
+    keys = ("rgb", target, "mask", "span", "depth")
+    if stored := config.run.get("latents", ""):
+        if not row.reads_latents:
+            raise ValueError(f"config.run.latents={stored}: the objective {name} is about pixels; leave it empty")
+        if built_in := datasets.keys() & BUILT_IN.keys():
+            raise ValueError(f"config.run.latents={stored}: wanted prepared datasets, not {min(built_in)}")
+        if data.zoom != 1:
+            raise ValueError(f"config.run.latents={stored}: only whole frames are stored; wanted config.data.zoom=1.0")
+        keys = ("latents", "latent_mask")
+        how = {"target": config.model.prediction, "dtype": stored, "num_workers": data.num_workers}
+        how |= {"stopping": lambda: signals, **seen}
+        try:
+            datasets = {path: latents.cached(split, base.vae, **how) for path, split in datasets.items()}
+        except InterruptedError as stopped:
+            print(f"{stopped}; give the same command again to go on", flush=True)
+            return
     loader = make_loader(
-        [(open_dataset(name, data), probability) for name, probability in data.train],
+        [(datasets[path], probability) for path, probability in data.train],
         batch_size=data.batch_size // jax.process_count(),
         seed=config.run.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=data.num_workers,
-        size=tuple(data.size) or None,
         flip=data.flip,
         zoom=data.zoom,
-        antialias=data.antialias,
-        far_fill=data.far_fill,
         normals=target == "normals",
+        **seen,
     )
     if config.run.evaluate_every:
         validation = open_dataset(data.validation, data)
@@ -89,12 +107,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
             )
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
-    options = dict(config.objective)
-    row = OBJECTIVES[name := options.pop("name")]
     prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
     trains, objective = row.trains, row.make(*structures, schedule, target=config.model.prediction, **options)
     optim, params = config.optim, getattr(base, trains).params
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
+    if stored:
+        del frozen["vae"]  # nothing is left to encode
     if optim.lora_rank or row.follows:
         frozen[trains] = params
     if optim.lora_rank:
@@ -141,7 +159,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         still = frozen | {"target": state["ema"]} if row.follows else frozen  # for this step
         for micro in range(data.accumulation):
             batch = next(loader)
-            batch = layout.place_batch({key: batch[key] for key in ("rgb", target, "mask", "span", "depth")})
+            batch = layout.place_batch({key: batch[key] for key in keys})
             accumulator = accumulate(accumulator, state["params"], still, batch, step, micro)
             flops += count(state["params"], still, batch, jax.random.key(0))
         state, metrics = update(state, accumulator)

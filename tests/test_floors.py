@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "marigold_jax"
 PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert"}
 ASSEMBLY = {
     *("pipeline", "denoising", "modality", "description", "weights", "compilation"),
-    *("objectives", "training", "lora", "runs", "progress", "validation", "scoring"),
+    *("objectives", "training", "latents", "lora", "runs", "progress", "validation", "scoring"),
 }
 FLOORS = {  # what is above imports what is below; equal numbers may import each other where SIDEWAYS says so
     **dict.fromkeys(PROGRAMS, 3),

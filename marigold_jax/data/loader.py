@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, Int
 
+from marigold_jax.data.latents import LatentSplit
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import crop, transform
 from marigold_jax.data.worker import as_main
@@ -73,7 +74,7 @@ class Plan:
 class Batches:
     """Batches by number, counted from `first`; each process makes the rows `share` of them. Grain reads this."""
 
-    datasets: tuple[DataSource, ...]
+    datasets: tuple[DataSource | LatentSplit, ...]
     plan: Plan
     share: slice
     flip: bool
@@ -95,28 +96,47 @@ class Batches:
             self._sample(dataset, int(frame), bool(flip), window)
             for frame, flip, window in zip(frames, flips, windows, strict=True)
         ]
-        shapes = {sample["rgb"].shape[:2] for sample in samples}
+        first = next(iter(samples[0]))
+        shapes = {sample[first].shape[:-1] for sample in samples}
         if len(shapes) > 1:
             raise ValueError(
                 f"{_name(dataset)} has images of several sizes ({sorted(shapes)}): give the size to train at"
             )
         return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    def _sample(self, dataset: DataSource, frame: int, flip: bool, window: np.ndarray) -> dict[str, np.ndarray]:
-        try:
-            example = dataset[frame]
-        except Exception as error:
-            error.add_note(f"while reading frame {frame} of {_name(dataset)}")
-            raise
-        example = {key: value for key, value in example.items() if key != "normals" or self.normals}
-        size = self.options["size"] or dataset.size
-        return transform(crop(example, window), flip=flip, **self.options | {"size": size})
+    def _sample(
+        self, dataset: DataSource | LatentSplit, frame: int, flip: bool, window: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        if isinstance(dataset, LatentSplit):
+            return dataset.sample(frame, flip)
+        example = crop(_read(dataset, frame, self.normals), window)
+        return transform(example, flip=flip, **_options(self.options, dataset))
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """The samples of one frame after another, counted from `first`: as it is and mirrored. Grain reads this."""
+
+    dataset: DataSource
+    frames: tuple[int, ...]
+    normals: bool
+    options: dict[str, Any]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.frames) - self.first
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = _read(self.dataset, self.frames[self.first + index], self.normals)
+        options = _options(self.options, self.dataset)
+        both = [transform(example, flip=flip, **options) for flip in (False, True)]
+        return {key: np.stack([sample[key] for sample in both]) for key in both[0]}
 
 
 class Loader(Iterator):
     """Draws batch after batch; `get_state` and `set_state` are for checkpoints, `close` ends the worker processes."""
 
-    def __init__(self, batches: Batches, num_workers: int):
+    def __init__(self, batches: Batches | BothWays, num_workers: int):
         self._batches = batches
         self._num_workers = num_workers
         self._next = 0
@@ -172,7 +192,7 @@ class Loader(Iterator):
 
 
 def make_loader(
-    datasets: Sequence[tuple[str | DataSource, int | float]],
+    datasets: Sequence[tuple[str | DataSource | LatentSplit, int | float]],
     *,
     batch_size: int,
     seed: int,
@@ -193,6 +213,9 @@ def make_loader(
     Batches and their order depend on nothing but the seed, the datasets with their probabilities, and batch_size *
     process_count.
 
+    A `LatentSplit` in the place of a dataset gives `latents` and `latent_mask` of the same frames and flips that the
+    dataset would have given; of the options below, only `flip` and `num_workers` mean anything to it.
+
     `size` (height, width) replaces the datasets' own training sizes. `flip` mirrors every second sample at random.
     `zoom` is how many times a part of a frame, chosen at random, may be magnified to fill the picture: 1 is never.
     `antialias` and `far_fill` are explained in `data.transforms`; the reference behaves as with both False. `normals`
@@ -211,7 +234,7 @@ def make_loader(
     for dataset in opened:
         if len(dataset) == 0:
             raise ValueError(f"{_name(dataset)} is empty")
-        if normals and "normals" not in dataset[0]:
+        if normals and not isinstance(dataset, LatentSplit) and "normals" not in dataset[0]:
             raise ValueError(f"{_name(dataset)} has no normals")
     total = sum(probability for _, probability in datasets)
     plan = Plan(
@@ -223,6 +246,20 @@ def make_loader(
     share = slice(process_index * batch_size, (process_index + 1) * batch_size)
     options = {"size": size, "antialias": antialias, "far_fill": far_fill}
     return Loader(Batches(opened, plan, share, flip, zoom, normals, options), num_workers)
+
+
+def _read(dataset: DataSource, frame: int, normals: bool) -> dict[str, np.ndarray]:
+    try:
+        example = dataset[frame]
+    except Exception as error:
+        error.add_note(f"while reading frame {frame} of {_name(dataset)}")
+        raise
+    return {key: value for key, value in example.items() if key != "normals" or normals}
+
+
+def _options(options: dict[str, Any], dataset: DataSource) -> dict[str, Any]:
+    """The options of `transform`: where no size was given, the dataset's own counts."""
+    return options | {"size": options["size"] or dataset.size}
 
 
 def _random(*key: int) -> np.random.Generator:
@@ -253,5 +290,5 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _name(dataset: DataSource) -> str:
+def _name(dataset: DataSource | LatentSplit) -> str:
     return getattr(dataset, "path", type(dataset).__name__)

@@ -87,6 +87,7 @@ class PreparedSplit:
         if split not in builder.info.splits:
             raise ValueError(f"{path}: dataset {name!r} has the splits {', '.join(builder.info.splits)}; not {split!r}")
         self.features = frozenset(builder.info.features)
+        self.num_bytes = builder.info.splits[split].num_bytes
         self.source = source_from(builder.info.metadata)
         self.size = self.source.size
         self.limits = (self.source.min_depth, self.source.max_depth)

@@ -20,12 +20,13 @@ class Row(NamedTuple):
     make: Callable[..., Objective]
     trains: str  # a component of the checkpoint: "unet" or "vae"
     follows: bool = False
+    reads_latents: bool = False  # batches may hold what the VAE made of image and target, and `frozen` no VAE
     describe: Callable[..., dict[str, Any]] = lambda **options: {}
 
 
 OBJECTIVES = {
-    "diffusion": Row(diffusion_objective, "unet"),
+    "diffusion": Row(diffusion_objective, "unet", reads_latents=True),
     "end_to_end": Row(end_to_end_objective, "unet", describe=describe_end_to_end),
-    "consistency": Row(consistency_objective, "unet", follows=True),
+    "consistency": Row(consistency_objective, "unet", follows=True, reads_latents=True),
     "autoencoder": Row(autoencoder_objective, "vae"),
 }

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
-from marigold_jax.losses import latent_mask, masked_pseudo_huber
+from marigold_jax.losses import masked_pseudo_huber
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.noise import gaussian
-from marigold_jax.objectives.contract import REMAT, TARGETS, Batch, Frozen, Metrics, Objective, cast, mask_of, row
-from marigold_jax.objectives.latents import Draw, Loss, compose, context_of, encode_pairs, require_two_latents
+from marigold_jax.objectives.contract import REMAT, Batch, Frozen, Metrics, Objective, cast, row
+from marigold_jax.objectives.latents import Draw, Loss, compose, context_of, make_encode, require_two_latents
 from marigold_jax.samplers import boundary_scalings
 from marigold_jax.schedule import NoiseSchedule
 
@@ -105,8 +105,8 @@ def consistency_loss(
         ValueError: the target or remat is unknown, or the grid does not divide the timesteps; or, when called, the UNet
             does not read two latents, or predicts the noise where there is nothing else.
     """
-    target_key, to_pixels = row(TARGETS, "target", target)
-    checkpoint, stride = row(REMAT, "remat", remat), stride_of(schedule, grid)
+    encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
+    stride = stride_of(schedule, grid)
     scalings = boundary_scalings(np.arange(schedule.num_train_timesteps), timestep_scaling)
 
     def consistent(
@@ -127,11 +127,8 @@ def consistency_loss(
             functional.merge(unet_structure, cast(tree, compute_dtype))
             for tree in (params, frozen["unet"], frozen["target"])
         )
-        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
-        require_two_latents(student, vae)
-        rgb, x0 = encode_pairs(
-            vae, batch["rgb"].astype(compute_dtype), to_pixels(batch[target_key]).astype(compute_dtype)
-        )
+        rgb, x0, mask = encode(frozen, batch)
+        require_two_latents(student, rgb)
         context = context_of(frozen, len(rgb), compute_dtype)
 
         def beside_image(x: Array) -> Array:
@@ -146,7 +143,6 @@ def consistency_loss(
         x_previous = schedule.add_noise(clean, dirt, previous)
         wanted = consistent(x_previous, follower(beside_image(x_previous), previous, context), previous)
 
-        mask = latent_mask(mask_of(batch), vae.config.downsampling)
         value = masked_pseudo_huber(found, jax.lax.stop_gradient(wanted), mask, huber)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
 

@@ -4,7 +4,9 @@ An objective is a function `(params, frozen, batch, key) -> (loss, metrics)`. `p
 `frozen` are the arrays that do not, by what they are: `{"vae": params, "empty_prompt": (n, d)}`, and for an objective
 that follows its own average also `"target"`, that average, and `"unet"`, what training began with. A batch holds
 float32 images: `rgb` (b, h, w, 3) in [-1, 1], the key of its target (`TARGETS`), and optionally `mask` (b, h, w, 1),
-True where the target is valid; without one, everything counts. `metrics` are scalars to be logged.
+True where the target is valid; without one, everything counts. Where its row in `OBJECTIVES` says so, an objective also
+reads batches that hold, in place of images, what the VAE made of them: `latents` (b, 2, i, j, z), of the image and of
+the target, and `latent_mask` (b, i, j, 1). `metrics` are scalars to be logged.
 """
 
 import functools

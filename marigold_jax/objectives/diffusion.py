@@ -4,23 +4,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
-from marigold_jax.losses import latent_mask, masked_mse
+from marigold_jax.losses import masked_mse
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.noise import annealed_strength
 from marigold_jax.objectives.contract import (
     NOISES,
     REMAT,
-    TARGETS,
     Batch,
     Frozen,
     Metrics,
     Objective,
     cast,
-    mask_of,
     row,
 )
-from marigold_jax.objectives.latents import Draw, Loss, compose, context_of, encode_pairs, require_two_latents
+from marigold_jax.objectives.latents import Draw, Loss, compose, context_of, make_encode, require_two_latents
 from marigold_jax.schedule import NoiseSchedule
 
 
@@ -92,8 +90,7 @@ def diffusion_loss(
     Raises:
         ValueError: the target or remat is unknown; or, when called, the UNet does not read two latents.
     """
-    target_key, to_pixels = row(TARGETS, "target", target)
-    checkpoint = row(REMAT, "remat", remat)
+    encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
 
     def loss(
         params: Params,
@@ -103,19 +100,14 @@ def diffusion_loss(
         noise: Float[Array, "b i j z"],
     ) -> tuple[Float32[Array, ""], Metrics]:
         unet = functional.merge(unet_structure, cast(params, compute_dtype))
-        vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
-        require_two_latents(unet, vae)
-
-        rgb, x0 = encode_pairs(
-            vae, batch["rgb"].astype(compute_dtype), to_pixels(batch[target_key]).astype(compute_dtype)
-        )
+        rgb, x0, mask = encode(frozen, batch)
+        require_two_latents(unet, rgb)
         x_t = schedule.add_noise(x0, noise, timesteps)
         context = context_of(frozen, len(rgb), compute_dtype)
         # The image comes first: so the released weights have it.
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
         output = unet(both, timesteps, context, checkpoint)
 
-        mask = latent_mask(mask_of(batch), vae.config.downsampling)
         value = masked_mse(output, schedule.target(x0, noise, timesteps), mask)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
 
