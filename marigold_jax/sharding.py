@@ -94,6 +94,14 @@ class Layout:
         """The shardings of a tree of arrays or of their shapes, such as a whole training state."""
         return jax.tree_util.tree_map_with_path(lambda path, x: self.sharding(_name(path), x.shape), tree)
 
+    def shapes(self, tree: Any) -> Any:
+        """The tree as shapes that know where they would lie; takes arrays or shapes."""
+        return jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), tree, self.shardings(tree))
+
+    def batch_shapes(self, batch: Any) -> Any:
+        """Likewise of a global batch."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch), batch)
+
     def place(self, tree: Any) -> Any:
         """Puts a tree of arrays, the same on all processes, where the rules say."""
         return jax.tree.map(jax.device_put, tree, self.shardings(tree))

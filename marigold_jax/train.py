@@ -10,19 +10,16 @@ Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 
 """
 
 import os
-import re
 import signal
-import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, latents, lora, progress, runs, sharding
+from marigold_jax import compilation, latents, progress, runs, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
@@ -30,9 +27,9 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.objectives.contract import TARGETS
-from marigold_jax.optimiser import iter_exponential, make_optimiser
-from marigold_jax.schedule import NoiseSchedule
+from marigold_jax.recipe import make_recipe
 from marigold_jax.training import init_state, make_steps
+from marigold_jax.usage import fail, parse
 from marigold_jax.validation import VALIDATIONS
 
 config_flags.DEFINE_config_file("config", None, "The configuration, a Python file.", lock_config=True)
@@ -57,9 +54,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
-    structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
-    options = dict(config.objective)
-    row = OBJECTIVES[name := options.pop("name")]
 
     # ----------------------------------------------------------------------------------------------------------- Data
     data, target = config.data, TARGETS[config.model.prediction][0]
@@ -71,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
     keys = ("rgb", target, "mask", "span", "depth")
     if stored := config.run.get("latents", ""):
-        if not row.reads_latents:
+        if not OBJECTIVES[name := config.objective.name].reads_latents:
             raise ValueError(f"config.run.latents={stored}: the objective {name} is about pixels; leave it empty")
         if built_in := datasets.keys() & BUILT_IN.keys():
             raise ValueError(f"config.run.latents={stored}: wanted prepared datasets, not {min(built_in)}")
@@ -107,27 +101,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
             )
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
-    prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
-    trains, objective = row.trains, row.make(*structures, schedule, target=config.model.prediction, **options)
-    optim, params = config.optim, getattr(base, trains).params
-    frozen = {"vae": base.vae.params, "empty_prompt": prompt} if trains != "vae" else {}
-    if stored:
-        del frozen["vae"]  # nothing is left to encode
-    if optim.lora_rank or row.follows:
-        frozen[trains] = params
-    if optim.lora_rank:
-        objective = lora.adapt(objective)
-        params = lora.init(params, optim.lora_rank, jax.random.key(config.run.seed))
-    frozen = layout.place(frozen)
-    rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
-    clip_norm, ema_decay = optim.clip_norm or None, optim.ema_decay or None
-    if row.follows and ema_decay is None:
-        raise ValueError(f"config.optim.ema_decay=0: the objective {name} follows an average; wanted a decay, as 0.95")
-    optimiser = make_optimiser(optim.name, rates, optim.weight_decay, clip_norm, tuple(optim.betas), optim.epsilon)
-    state = init_state(params, optimiser, ema=ema_decay is not None, layout=layout)
+    recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, **config.optim)
+    trains, objective, optimiser, ema_decay = recipe.trains, recipe.objective, recipe.optimiser, recipe.ema_decay
+    # Where latents are stored, nothing is left to encode.
+    frozen = layout.place({key: value for key, value in recipe.frozen.items() if not (stored and key == "vae")})
+    state = init_state(recipe.params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
     base = runs.with_params(base, trains, frozen.get(trains, {}))
-    del params
+    follows = recipe.follows
+    del recipe
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
     accumulate, update = make_steps(objective, optimiser, **steps)
     weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported
@@ -156,7 +138,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 f"config.optim.learning_rate, or compute in float32, and start anew, or from {checkpoints.folder}"
             )
         accumulator, flops = None, 0.0
-        still = frozen | {"target": state["ema"]} if row.follows else frozen  # for this step
+        still = frozen | {"target": state["ema"]} if follows else frozen  # for this step
         for micro in range(data.accumulation):
             batch = next(loader)
             batch = layout.place_batch({key: batch[key] for key in keys})
@@ -204,21 +186,6 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
     if name in BUILT_IN:
         return Primitives(size=tuple(data.size), **BUILT_IN[name])
     return PreparedSplit(str(Path(data.data_dir) / name))
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Flags and configuration, or one line about what is wrong with them."""
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        fail(f"no such configuration key: {re.search('[a-z_]+', str(error))[0]}; the configuration file lists them", 2)
-    except (flags.Error, OSError) as error:
-        fail(str(error).splitlines()[0], 2)
-
-
-def fail(message: str, status: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 def main(argv: list[str]) -> None:

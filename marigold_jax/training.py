@@ -15,9 +15,10 @@ The training state is a plain dict:
 | ema       | optional: name -> exponential moving average of the parameter                  |
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,14 @@ Accumulate = Callable[..., Accumulator]
 Update = Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
 
 
+class Programs(NamedTuple):
+    """What is compiled for a training: see `make_programs`."""
+
+    zeros: Callable[..., Accumulator]
+    add: Callable[..., Accumulator]
+    apply: Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
+
+
 def init_state(
     params: Params, optimiser: optax.GradientTransformation, ema: bool = False, layout: Layout | None = None
 ) -> TrainState:
@@ -42,18 +51,94 @@ def init_state(
 
     The state holds copies: updating it leaves `params` alone. Drop them to have their memory back.
     """
-
-    def init(params: Params) -> TrainState:
-        state = {
-            "params": jax.tree.map(jnp.copy, params),
-            "opt_state": optimiser.init(params),
-            "step": jnp.zeros((), jnp.int32),
-            "skipped": jnp.zeros((), jnp.int32),
-        }
-        return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
-
+    init = functools.partial(_initial, optimiser=optimiser, ema=ema)
     shardings = None if layout is None else layout.shardings(jax.eval_shape(init, params))
     return jax.jit(init, out_shardings=shardings)(params if layout is None else layout.place(params))
+
+
+def state_shapes(params: Params, optimiser: optax.GradientTransformation, ema: bool, layout: Layout) -> TrainState:
+    """Returns what `init_state` would, as shapes: nothing is computed and no memory is taken."""
+    return layout.shapes(jax.eval_shape(functools.partial(_initial, optimiser=optimiser, ema=ema), params))
+
+
+def _initial(params: Params, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
+    state = {
+        "params": jax.tree.map(jnp.copy, params),
+        "opt_state": optimiser.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+    }
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def make_programs(
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    accumulation: int,
+    seed: int,
+    ema_decay: float | None = None,
+    layout: Layout | None = None,
+) -> Programs:
+    """Returns the compiled parts of an optimiser step; the arguments are those of `make_steps`, which calls them.
+
+    `add(accumulator, params, frozen, micro_batch, step, micro)` is the gradient of a micro-batch, added to the sum so
+    far; None begins one. `zeros(params, frozen, micro_batch)` is a sum of nothing. `apply(state, accumulator)` updates.
+    Each can be lowered and compiled without being run, for devices that need not be at hand.
+    """
+
+    def stay(tree: Any) -> Any:
+        return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout.shardings(tree))
+
+    def meshed() -> contextlib.AbstractContextManager:
+        """Kernels that the compiler cannot split over devices ask for the mesh, to split themselves."""
+        return contextlib.nullcontext() if layout is None else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(
+        accumulator: Accumulator | None, params: Params, frozen: Frozen, batch: Batch, step: Array, micro: Array
+    ) -> Accumulator:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), micro)
+        with meshed():
+            (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params, frozen, batch, key)
+        part = {"gradients": gradients, "loss": loss, "metrics": metrics}
+        part = jax.tree.map(lambda x: x.astype(jnp.float32) / accumulation, part)
+        return stay(part if accumulator is None else jax.tree.map(jnp.add, accumulator, part))
+
+    @jax.jit
+    def zeros(params: Params, frozen: Frozen, batch: Batch) -> Accumulator:
+        with meshed():
+            loss, metrics = jax.eval_shape(objective, params, frozen, batch, jax.random.key(seed))
+        shapes = {"gradients": params, "loss": loss, "metrics": metrics}
+        return stay(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes))
+
+    def advance(state: TrainState, gradients: Params) -> TrainState:
+        updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "opt_state": opt_state, "skipped": jnp.zeros_like(state["skipped"])}
+        if ema_decay is not None:
+            new["ema"] = jax.tree.map(lambda mean, x: mean + (1 - ema_decay) * (x - mean), state["ema"], params)
+        return state | new
+
+    def skip(state: TrainState, gradients: Params) -> TrainState:
+        return state | {"skipped": state["skipped"] + 1}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
+        gradients, loss = accumulator["gradients"], accumulator["loss"]
+        finite = jnp.stack([jnp.isfinite(x).all() for x in (loss, *gradients.values())]).all()
+        # A conditional, because selecting between old and new arrays would have XLA repeat the check in the kernel of
+        # every array: it then compiles for minutes.
+        state = jax.lax.cond(finite, advance, skip, state, gradients)
+        metrics = {
+            "loss": loss,
+            "lr": optax.tree.get(state["opt_state"], "learning_rate"),
+            "grad_norm": optax.tree.norm(gradients),
+            "skipped": state["skipped"],
+        }
+        return stay(state | {"step": state["step"] + 1}), metrics | accumulator["metrics"]
+
+    return Programs(zeros, add, apply)
 
 
 def make_steps(
@@ -82,28 +167,13 @@ def make_steps(
         layout: as given to `init_state`; None for a single device.
     """
 
-    def stay(tree: Any) -> Any:
-        return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout.shardings(tree))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def add(
-        accumulator: Accumulator | None, params: Params, frozen: Frozen, batch: Batch, step: Array, micro: Array
-    ) -> Accumulator:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), micro)
-        (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params, frozen, batch, key)
-        part = {"gradients": gradients, "loss": loss, "metrics": metrics}
-        part = jax.tree.map(lambda x: x.astype(jnp.float32) / accumulation, part)
-        return stay(part if accumulator is None else jax.tree.map(jnp.add, accumulator, part))
+    programs = make_programs(
+        objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout
+    )
 
     def number(x: int | Array) -> Array:
         """Sent to the devices expressly, so that the loop can run under `jax.transfer_guard("disallow")`."""
         return x if isinstance(x, Array) else jax.device_put(np.int32(x), None if layout is None else layout.replicated)
-
-    @jax.jit
-    def zeros(params: Params, frozen: Frozen, batch: Batch) -> Accumulator:
-        loss, metrics = jax.eval_shape(objective, params, frozen, batch, jax.random.key(seed))
-        shapes = {"gradients": params, "loss": loss, "metrics": metrics}
-        return stay(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes))
 
     def accumulate(
         accumulator: Accumulator | None,
@@ -116,34 +186,8 @@ def make_steps(
         # A lone micro-batch needs no accumulator: its gradient is the sum. Otherwise the sum starts at zero, because
         # starting it from None would compile a second program for every shape.
         if accumulator is None and accumulation > 1:
-            accumulator = zeros(params, frozen, micro_batch)
-        return add(accumulator, params, frozen, micro_batch, number(step), number(micro))
-
-    def advance(state: TrainState, gradients: Params) -> TrainState:
-        updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        new = {"params": params, "opt_state": opt_state, "skipped": jnp.zeros_like(state["skipped"])}
-        if ema_decay is not None:
-            new["ema"] = jax.tree.map(lambda mean, x: mean + (1 - ema_decay) * (x - mean), state["ema"], params)
-        return state | new
-
-    def skip(state: TrainState, gradients: Params) -> TrainState:
-        return state | {"skipped": state["skipped"] + 1}
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
-        gradients, loss = accumulator["gradients"], accumulator["loss"]
-        finite = jnp.stack([jnp.isfinite(x).all() for x in (loss, *gradients.values())]).all()
-        # A conditional, because selecting between old and new arrays would have XLA repeat the check in the kernel of
-        # every array: it then compiles for minutes.
-        state = jax.lax.cond(finite, advance, skip, state, gradients)
-        metrics = {
-            "loss": loss,
-            "lr": optax.tree.get(state["opt_state"], "learning_rate"),
-            "grad_norm": optax.tree.norm(gradients),
-            "skipped": state["skipped"],
-        }
-        return stay(state | {"step": state["step"] + 1}), metrics | accumulator["metrics"]
+            accumulator = programs.zeros(params, frozen, micro_batch)
+        return programs.add(accumulator, params, frozen, micro_batch, number(step), number(micro))
 
     def update(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
         if ("ema" in state) != (ema_decay is not None):
@@ -151,7 +195,7 @@ def make_steps(
                 f"update: ema_decay is {ema_decay} and the state has {'an' if 'ema' in state else 'no'} 'ema'; "
                 "give both or neither"
             )
-        result = apply(state, accumulator)
+        result = programs.apply(state, accumulator)
         # Nothing that comes out is as large as the gradients and not in the state, so JAX would not take them as a
         # donation. Freed here, they do not outlive the update in the caller's hands.
         jax.tree.map(lambda x: x.delete(), accumulator["gradients"])

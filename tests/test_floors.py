@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "marigold_jax"
 
-PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert"}
+PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert", "aot"}
 ASSEMBLY = {
-    *("pipeline", "denoising", "modality", "description", "weights", "compilation"),
-    *("objectives", "training", "latents", "lora", "runs", "progress", "validation", "scoring"),
+    *("pipeline", "denoising", "modality", "description", "weights", "compilation", "latents", "lora", "runs"),
+    *("objectives", "recipe", "training", "progress", "validation", "scoring", "usage"),
 }
 FLOORS = {  # what is above imports what is below; equal numbers may import each other where SIDEWAYS says so
     **dict.fromkeys(PROGRAMS, 3),
@@ -24,7 +24,7 @@ FORBIDDEN = {  # library -> the only places that may import it
     "diffusers": set(),
     "transformers": set(),
     "tensorflow": set(),
-    "ml_collections": {"train.py"},
+    "ml_collections": {"train.py", "aot.py"},
     "scipy": {"data/resample.py"},
 }
 NO_JAX = "data"  # its worker processes must start fast

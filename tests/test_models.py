@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from marigold_jax.models import attention, clip, functional, unet, vae
 from marigold_jax.models.config import config_from_dict
 from marigold_jax.models.layers import resize_nearest, sinusoidal_embedding
+from marigold_jax.sharding import Layout, make_mesh
 from marigold_jax.weights.component import load_component
 
 KINDS = {
@@ -192,6 +193,33 @@ def test_blockwise_attention_has_the_gradient_of_the_plain_one():
 
     for ours, wanted in zip(*(jax.grad(loss(name), (0, 1, 2))(q, k, v) for name in ("blockwise", "xla")), strict=True):
         assert_close(ours, wanted, LAYER)
+
+
+def test_kernels_are_split_over_devices(monkeypatch):
+    """Each device takes its share of the batch: the same result and gradient; and a TPU's kernel compiles for eight."""
+    layout = Layout(make_mesh(2))
+    q, k, v = (jax.device_put(normal(8, 40, 2, 16, seed=seed), layout.batch) for seed in range(3))
+
+    def meshed(function):
+        def call(*arguments):
+            with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+                return function(*arguments)
+
+        return jax.jit(call)
+
+    def value(function):
+        return meshed(jax.value_and_grad(lambda *qkv: (function(*qkv) ** 2).sum(), (0, 1, 2)))
+
+    whole, split = (value(f)(q, k, v) for f in (attention._xla, attention.on_each_device(attention._xla)))
+    for ours, wanted in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        assert_close(ours, wanted, LAYER)
+
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    long = jax.ShapeDtypeStruct((8, 1024, 2, 64), jnp.bfloat16, sharding=layout.batch)
+    lowered = meshed(attention.attention).trace(long, long, long).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
+    with pytest.raises(NotImplementedError, match="cannot be automatically partitioned"):
+        meshed(attention._flash.__wrapped__).trace(long, long, long).lower(lowering_platforms=("tpu",))
 
 
 def test_attention_is_chosen_by_size_width_and_platform(monkeypatch):

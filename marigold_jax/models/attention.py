@@ -9,6 +9,9 @@
 
 The choice is automatic and logged once for each kind of call. `MARIGOLD_JAX_ATTENTION=blockwise` (any name above)
 overrides it wherever that implementation can run; where it cannot, the automatic choice stands.
+
+The platform is that of the mesh in whose context the call is traced (`jax.sharding.use_abstract_mesh`), whose devices
+need not be at hand; without one, JAX's default.
 """
 
 import functools
@@ -37,8 +40,14 @@ def attention(
 ) -> Float[Array, "b n heads d"]:
     """softmax(query · key / √d) · value for each head; logits and softmax in float32, result in the query's dtype."""
     _, queries, _, width = query.shape
-    name = choose(jax.default_backend(), query.dtype, queries, key.shape[1], width)
+    name = choose(platform(), query.dtype, queries, key.shape[1], width)
     return IMPLEMENTATIONS[name](query, key, value)
+
+
+def platform() -> str:
+    """The kind of devices that the call is being traced for: "cpu", "gpu" or "tpu"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
 def choose(platform: str, dtype: jax.typing.DTypeLike, queries: int, keys: int, width: int) -> str:
@@ -102,7 +111,7 @@ def _blockwise(query: Array, key: Array, value: Array) -> Array:
 
     query = jnp.pad(query * scale, ((0, 0), (0, blocks * block - n), (0, 0), (0, 0)))
     query = by_head(query).reshape(b * heads, blocks, block, width)
-    each_head = functools.partial(jax.lax.map, one_head) if jax.default_backend() == "cpu" else jax.vmap(one_head)
+    each_head = functools.partial(jax.lax.map, one_head) if platform() == "cpu" else jax.vmap(one_head)
     out = each_head((query, by_head(key), by_head(value)))
     return out.reshape(b, heads, blocks * block, width)[:, :, :n].transpose(0, 2, 1, 3)
 
@@ -124,6 +133,23 @@ def _cudnn_compiles(dtype: np.dtype, width: int) -> bool:
     return True
 
 
+def on_each_device(function: Attention) -> Attention:
+    """Each device of the mesh in context takes its share of the batch, split over all axes: the compiler splits
+    neither a Pallas kernel nor what it does not know, and refuses to compile it for several devices.
+    """
+
+    @functools.wraps(function)
+    def call(query: Array, key: Array, value: Array) -> Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:  # one device, or split already
+            return function(query, key, value)
+        split = jax.sharding.PartitionSpec(mesh.axis_names)
+        return jax.shard_map(function, in_specs=(split,) * 3, out_specs=split, check_vma=False)(query, key, value)
+
+    return call
+
+
+@on_each_device
 def _flash(query: Array, key: Array, value: Array) -> Array:
     """Pallas' TPU kernel. Lengths are padded to its blocks; padding is a segment of its own that nobody attends to."""
     from jax.experimental.pallas.ops.tpu import flash_attention as tpu

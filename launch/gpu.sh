@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of this machine: one process drives them all. Installs into .venv first where that is missing.
+#
+#   bash launch/gpu.sh --config configs/hypersim_vkitti.py --workdir runs/depth --config.data.batch_size=8
+#   GPUS=0,1 bash launch/gpu.sh ...          on these alone; DRY_RUN=1 prints the commands instead
+#
+# config.data.batch_size is that of all GPUs together; config.run.fsdp=4 splits the parameters over four of them. Given
+# again, the same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run() {
+    if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+[ $# -gt 0 ] || { sed -n 's/^#\( \|$\)//p' "$0" >&2; exit 2; }
+if [ ! -x .venv/bin/python ]; then
+    run "${PYTHON:-python3}" -m venv .venv
+    run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
+fi
+[ -z "${GPUS:-}" ] || run export CUDA_VISIBLE_DEVICES="$GPUS"
+run exec .venv/bin/python -m marigold_jax.train "$@"

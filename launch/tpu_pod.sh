@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice, on all of its hosts at once. A slice that is not there yet is made first.
+#
+#   bash launch/tpu_pod.sh NAME ZONE v5litepod-16 --config configs/hypersim_vkitti.py --workdir /mnt/runs/depth ...
+#   DRY_RUN=1 bash launch/tpu_pod.sh ...     prints the commands instead
+#
+# What follows the type of the slice goes to marigold_jax.train. --workdir and the data lie on a disk that all hosts
+# mount. Hosts get what git has committed. Given again, the same command goes on where it stopped. The slice stays, and
+# costs, until:  gcloud compute tpus tpu-vm delete NAME --zone ZONE
+# VERSION=... names another image than the type's own; PYTHON=... another Python than 3.11.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[ $# -gt 3 ] || { sed -n 's/^#\( \|$\)//p' "$0" >&2; exit 2; }
+name=$1 zone=$2 type=$3
+shift 3
+case $type in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    *) version=tpu-ubuntu2204-base ;;
+esac
+python=${PYTHON:-python3.11}
+
+run() {
+    if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+tpu() {
+    run gcloud compute tpus tpu-vm "$@" --zone "$zone"
+}
+
+if [ -n "${DRY_RUN:-}" ] || ! gcloud compute tpus tpu-vm describe "$name" --zone "$zone" >/dev/null 2>&1; then
+    tpu create "$name" --accelerator-type "$type" --version "${VERSION:-$version}"
+fi
+run git archive --format=tar.gz --output=.marigold_jax.tar.gz HEAD
+tpu scp .marigold_jax.tar.gz "$name:" --worker=all
+run rm .marigold_jax.tar.gz
+
+# On every host: install, then train with the first host as the meeting point. The metadata server knows all of them.
+attributes=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+script="set -e
+mkdir -p marigold_jax && tar xzf .marigold_jax.tar.gz -C marigold_jax && cd marigold_jax
+command -v $python >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy $python $python-venv; }
+[ -x .venv/bin/python ] || $python -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+ask() { curl -sf -H Metadata-Flavor:Google $attributes/\$1; }
+hosts=\$(ask worker-network-endpoints | tr , '\\n' | cut -d: -f3)
+JAX_COORDINATOR_ADDRESS=\$(echo \"\$hosts\" | head -n 1):8476
+JAX_NUM_PROCESSES=\$(echo \"\$hosts\" | wc -l)
+JAX_PROCESS_ID=\$(ask agent-worker-number)
+export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID
+exec .venv/bin/python -m marigold_jax.train$(printf ' %q' "$@")"
+if [ -n "${DRY_RUN:-}" ]; then
+    echo "gcloud compute tpus tpu-vm ssh $name --zone $zone --worker=all --command:"
+    echo "$script"
+else
+    tpu ssh "$name" --worker=all --command "$script"
+fi
