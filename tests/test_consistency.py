@@ -112,7 +112,7 @@ def test_loss_and_gradients_equal_pytorch(networks, batch, prompt, prediction_ty
     theirs["student"].zero_grad()
     wanted = torch_loss(theirs, batch, prompt, prediction_type)
     wanted.backward()
-    np.testing.assert_allclose(loss, wanted.item(), rtol=1e-6)
+    np.testing.assert_allclose(loss, wanted.item(), rtol=2e-6)  # float32 is 1.0e-6 from float64 here
     assert 0.5 < metrics["valid_latents"] < 1
     parameters = dict(theirs["student"].named_parameters())
     assert len(parameters) == len(gradients)
