@@ -189,6 +189,27 @@ class Marigold:
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
         return sampler_table(self.scheduler, steps)
 
+    def program(
+        self,
+        table: SamplerTable,
+        members: int,
+        ensemble_size: int,
+        batch_size: int,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+    ) -> Program:
+        """What is fixed when `denoise` is compiled for so many members, images and ensembles together."""
+        # As few chunks as the batch size allows, and those of equal size.
+        chunks = -(-members // batch_size)
+        return Program(
+            *self.structures,
+            self.modality.name,
+            tuple(sorted(self.modality.traits.items())),
+            ensemble_size,
+            chunk=-(-members // chunks),
+            stochastic=bool(np.any(table.c)),
+            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
+        )
+
     def run(
         self,
         canvases: Float[np.ndarray, "n h w 3"],
@@ -215,17 +236,7 @@ class Marigold:
         shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
-        # As few chunks as the batch size allows, and those of equal size.
-        chunks = -(-members // (batch_size or default_batch_size()))
-        program = Program(
-            *self.structures,
-            self.modality.name,
-            tuple(sorted(self.modality.traits.items())),
-            ensemble_size,
-            chunk=-(-members // chunks),
-            stochastic=bool(np.any(table.c)),
-            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
-        )
+        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(), ensembling_kwargs)
         prediction, uncertainty, latent = denoise(
             program,
             self.params,
