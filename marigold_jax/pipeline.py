@@ -223,6 +223,28 @@ class Marigold:
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
         return sampler_table(self.scheduler, steps, final_x0=self.final_x0)
 
+    def program(
+        self,
+        table: SamplerTable,
+        members: int,
+        ensemble_size: int,
+        batch_size: int,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+    ) -> Program:
+        """What is fixed when `denoise` is compiled for so many members, images and ensembles together."""
+        # As few chunks as the batch size allows, and those of equal size.
+        chunks = -(-members // batch_size)
+        return Program(
+            *self.structures,
+            self.modality.name,
+            tuple(sorted(self.modality.traits.items())),
+            self.noise,
+            ensemble_size,
+            chunk=-(-members // chunks),
+            stochastic=bool(np.any(table.c)),
+            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
+        )
+
     def run(
         self,
         canvases: Float[np.ndarray, "n h w 3"],
@@ -247,8 +269,7 @@ class Marigold:
         if ensemble_size == 2:
             logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
         table = self.sampler(num_inference_steps)
-        stochastic = bool(np.any(table.c))
-        if ensemble_size > 1 and latents is None and self.noise == "zeros" and not stochastic:
+        if ensemble_size > 1 and latents is None and self.noise == "zeros" and not np.any(table.c):
             logger.warning("an ensemble of %d that all begin with zeros: every member is the same", ensemble_size)
         n, height, width, _ = canvases.shape
         if self.noise == "zeros" and latents is None and n > 1:
@@ -264,18 +285,7 @@ class Marigold:
         shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
-        # As few chunks as the batch size allows, and those of equal size.
-        chunks = -(-members // (batch_size or default_batch_size()))
-        program = Program(
-            *self.structures,
-            self.modality.name,
-            tuple(sorted(self.modality.traits.items())),
-            self.noise,
-            ensemble_size,
-            chunk=-(-members // chunks),
-            stochastic=stochastic,
-            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
-        )
+        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(), ensembling_kwargs)
         prediction, uncertainty, latent = denoise(
             program,
             self.params,

@@ -31,7 +31,7 @@ from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
 from marigold_jax.weights.checkpoint import Checkpoint
 from marigold_jax.weights.scratch import scratch
-from marigold_jax.weights.sources import resolve
+from marigold_jax.weights.sources import local, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def start_from(
     cell: int = 4,
     seed: int = 0,
     vae_widths: Sequence[int] = (),
+    shapes_only: bool = False,
 ) -> Checkpoint:
     """Returns the checkpoint that training starts from, its UNet wide enough for the image and the noisy target.
 
@@ -67,11 +68,14 @@ def start_from(
         description: adds these to the `model_index.json` of what will be exported (`default_denoising_steps`, ...).
         inflation_bias: for a plain Stable Diffusion; see `weights.checkpoint.inflate`.
         widths, cell, seed, vae_widths: for "scratch"; see `weights.scratch.scratch`.
+        shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.checkpoint.shapes_of`.
     """
     if prediction not in PIPELINES:
         raise ValueError(f"model.prediction is {prediction!r}, wanted one of {', '.join(PIPELINES)}")
     if checkpoint == SCRATCH:
         base = scratch(tuple(widths), cell, seed, tuple(vae_widths))
+    elif shapes_only:
+        base = checkpoints.shapes_of(local(checkpoint))
     else:
         base = checkpoints.inflate(checkpoints.load(resolve(checkpoint)), bias=inflation_bias)
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}

@@ -24,7 +24,14 @@ from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.weights import empty_prompt, silence
-from marigold_jax.weights.component import CONFIG, load_component, read_json, save_component, write_json
+from marigold_jax.weights.component import (
+    CONFIG,
+    config_from_file,
+    load_component,
+    read_json,
+    save_component,
+    write_json,
+)
 from marigold_jax.weights.empty_prompt import EmptyPrompt
 
 INDEX = "model_index.json"
@@ -51,6 +58,18 @@ COMPONENTS = {
     },
 }
 TEXT_COMPONENTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+
+STABLE_DIFFUSION_2_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
 
 # What the bias of a widened conv_in is multiplied by. The kernel is halved by both.
 INFLATION_BIAS = {"marigold": 1.0, "e2e_ft": 0.5}
@@ -113,6 +132,35 @@ def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = Non
     if (folder / INDEX).is_file():
         return _load_diffusers(folder, dtype)
     raise FileNotFoundError(f"{folder}: neither {INDEX} (diffusers' layout) nor {NATIVE} (native) is here")
+
+
+def shapes_of(folder: Path | None) -> Checkpoint:
+    """The checkpoint in a folder of diffusers' layout (None: Stable Diffusion 2 at full size) without its weights.
+
+    Parameters are `jax.ShapeDtypeStruct`, float32, the UNet already widened to two latents; the empty prompt is zeros.
+    Raises FileNotFoundError or ValueError that names the file.
+    """
+    configs, scheduler, index = {"unet": unet.SD2, "vae": vae.SD2}, STABLE_DIFFUSION_2_SCHEDULER, {}
+    if folder is not None:
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        index = read_json(folder / INDEX)
+        for name in COMPONENTS:
+            file = folder / name / CONFIG
+            kind = kind_of(name, read_json(file), file)
+            configs[name] = config_from_file(file, kind.config, kind.fixed)
+    configs["unet"] = dataclasses.replace(configs["unet"], in_channels=2 * configs["vae"].latent_channels)
+    parts = {}
+    for name, config in configs.items():
+        module = COMPONENTS[name][class_name_of(name, config)].module
+        parts[name] = Component(config, *abstract(lambda rngs, module=module, config=config: module(config, rngs)))
+    width = configs["unet"].cross_attention_dim
+    return Checkpoint(
+        **parts,
+        empty_prompt={length: np.zeros((length, width), np.float32) for length in (2, 77)},
+        scheduler=scheduler,
+        description={key: value for key, value in index.items() if not isinstance(value, list)},
+        folder=folder or Path("shapes"),
+    )
 
 
 def _load_diffusers(folder: Path, dtype: Any) -> Checkpoint:

@@ -21,7 +21,7 @@ import numpy as np
 
 from marigold_jax.models import unet, vae
 from marigold_jax.models.functional import Params, abstract, initialise
-from marigold_jax.weights.checkpoint import Checkpoint, Component
+from marigold_jax.weights.checkpoint import STABLE_DIFFUSION_2_SCHEDULER, Checkpoint, Component
 
 COLORS = 3
 WIDTH = 8  # of the VAE: three colours, their negatives, two constants
@@ -29,19 +29,7 @@ CONSTANT = 32.0
 PROMPT_WIDTH = 16
 LAST_OF_BRANCH = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
 # Marigold's own (prs-eth/marigold-depth-v1-1): Stable Diffusion's schedule, rescaled to end in pure noise.
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
+SCHEDULER = {**STABLE_DIFFUSION_2_SCHEDULER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: tuple[int, ...] = ()) -> Checkpoint:

@@ -45,15 +45,8 @@ def resolve(name: str | Path | None, revision: str | None = None, weights: Weigh
     a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. `weights`:
     what a download brings. Raises FileNotFoundError with a sentence that says what to do.
     """
-    if (shipped := SHIPPED / str(name or DEFAULT)).joinpath("model_index.json").is_file():
-        return shipped
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
-
-        return exported(path)
-    if path.is_dir():
-        return path
+    if (folder := local(name)) is not None:
+        return folder
     text = str(name)
     repository, _, pinned = text.partition("@")
     if not _looks_like_id(repository):
@@ -67,6 +60,18 @@ def resolve_vae(name: str | Path) -> Path:
     """The folder of a VAE: what `resolve` makes of `name`, or its `vae/` where that is a whole checkpoint."""
     folder = resolve(name, weights=VAE_WEIGHTS)
     return folder / VAE if (folder / VAE).is_dir() else folder
+
+
+def local(name: str | Path | None) -> Path | None:
+    """The same where it is on this machine already; None where it would have to be downloaded."""
+    if (shipped := SHIPPED / str(name or DEFAULT)).joinpath("model_index.json").is_file():
+        return shipped
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
+
+        return exported(path)
+    return path if path.is_dir() else None
 
 
 def _looks_like_id(text: str) -> bool:

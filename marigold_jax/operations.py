@@ -1,0 +1,66 @@
+"""Counts the arithmetic of a function from what it traces to: products of matrices, and convolutions.
+
+XLA counts the body of a loop once and a Pallas kernel not at all; here a loop counts as often as it runs. Everything
+else a network does (norms, activations, softmax) is a small part, and none of it runs on the matrix units.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def flops(function: Callable, *arguments: Any) -> float:
+    """Returns the operations of one call, a multiplication and an addition being two, over all devices.
+
+    Arguments may be arrays or `jax.ShapeDtypeStruct`. A loop without a known length counts once; of a conditional, the
+    longest branch counts.
+    """
+    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Any) -> float:
+    return sum((_of_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns), 0.0)
+
+
+def _of_equation(equation: Any) -> float:
+    name, options = equation.primitive.name, equation.params
+    if name in _COUNTS:
+        return _COUNTS[name](equation)
+    if name == "cond":
+        return max(map(_of_jaxpr, options["branches"]))
+    return _repetitions(name, options) * sum(map(_of_jaxpr, _inner(options)), 0.0)
+
+
+def _inner(options: dict[str, Any]) -> list[Any]:
+    """The programs inside: of a call, a loop, a kernel, whatever it is named."""
+    return [value for value in options.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+
+
+def _repetitions(name: str, options: dict[str, Any]) -> int:
+    if name == "scan":
+        return options["length"]
+    if name == "pallas_call":
+        return math.prod(options["grid_mapping"].grid)
+    if name == "shard_map":  # its inside is the part of one device; ours are split over all of them
+        return options["mesh"].size
+    return 1
+
+
+def _dot(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod([left[axis] for axis in contracted])
+
+
+def _convolution(equation: Any) -> float:
+    # Each output sums over the kernel, but for its output channels.
+    layout = equation.params["dimension_numbers"]
+    kernel = equation.invars[1].aval.shape
+    products = math.prod(kernel) / kernel[layout.rhs_spec[0]] / equation.params["batch_group_count"]
+    dilation = math.prod(equation.params["lhs_dilation"])  # zeros between the inputs are no work
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * products / dilation
+
+
+_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

@@ -1,0 +1,122 @@
+"""Cloud TPU slices by name, what a chip of each generation can do, and devices to compile for that are not there."""
+
+import dataclasses
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip has, as its maker states it: bytes of HBM, operations and bytes a second.
+
+    `ici`: bytes a second that all its links to other chips send together; as many arrive at the same time.
+    """
+
+    kind: str  # what JAX calls it
+    hbm: int
+    peak_flops: float  # dense, bfloat16
+    hbm_bandwidth: float
+    ici: float
+
+
+# cloud.google.com/tpu/docs: v4, v5e, v5p, v6e. Their figure for the interconnect counts both directions.
+CHIPS = {
+    "v4": Chip("TPU v4", 32 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip("TPU v5", 95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 918e12, 1638e9, 400e9),
+}
+
+# The names under which slices are rented. v4 and v5p count cores, two to a chip.
+SLICES = {
+    "v4-8": ("v4", "2x2x1"),
+    "v4-16": ("v4", "2x2x2"),
+    "v4-32": ("v4", "2x2x4"),
+    "v5e-1": ("v5e", "1x1"),
+    "v5e-4": ("v5e", "2x2"),
+    "v5e-8": ("v5e", "2x4"),
+    "v5e-16": ("v5e", "4x4"),
+    "v5p-8": ("v5p", "2x2x1"),
+    "v5p-16": ("v5p", "2x2x2"),
+    "v5p-32": ("v5p", "2x2x4"),
+    "v6e-1": ("v6e", "1x1"),
+    "v6e-4": ("v6e", "2x2"),
+    "v6e-8": ("v6e", "2x4"),
+    "v6e-16": ("v6e", "4x4"),
+}
+
+# A chip of two cores is one device, as on the machines that are rented.
+CORES_TOGETHER = {"v4": {"chip_config_name": "megacore"}}
+
+# What libtpu would else ask a machine that is not one of Google's, or complain of.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def parse(target: str) -> tuple[str, str]:
+    """Returns ("v5e", "2x4") for "tpu:v5e-8" or "tpu:v5e:2x4", and ("cpu", "8") for "cpu:8".
+
+    Raises:
+        ValueError: the target is none of these.
+    """
+    if match := re.fullmatch(r"cpu:([1-9]\d*)", target):
+        return "cpu", match[1]
+    name = target.removeprefix("tpu:")
+    if name != target and name in SLICES:
+        return SLICES[name]
+    generation, _, topology = name.partition(":")
+    if name != target and generation in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
+        return generation, topology
+    raise ValueError(
+        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology, as tpu:v5e:2x4; or cpu:8, so "
+        "many simulated devices"
+    )
+
+
+def devices(target: str) -> list[jax.Device]:
+    """Returns the devices of a target, to compile for; only those of "cpu:N" can also run.
+
+    To be called before anything else has JAX look for devices. Takes nothing from real TPUs.
+
+    Raises:
+        ValueError: the target is not understood, or there is no such topology.
+        ModuleNotFoundError: libtpu, the compiler for TPUs, is not installed.
+    """
+    kind, shape = parse(target)
+    if kind == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(shape))
+        return jax.devices()
+    try:
+        import libtpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "libtpu, the compiler for TPUs, is not installed: pip install -e '.[tpu]' (it needs no TPU)"
+        ) from None
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    alone = set(shape) <= set("1x")
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{kind}:{shape}",
+            chips_per_host_bounds=(1, 1, 1) if alone else (2, 2, 1),
+            num_slices=1,
+            **CORES_TOGETHER.get(kind, {}),
+        )
+    except Exception as error:  # XLA raises many types here: RuntimeError, ValueError, NotImplementedError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--target {target}: libtpu knows no such topology ({reason})") from error
+    return description.devices
