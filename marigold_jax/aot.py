@@ -95,7 +95,7 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     chips, data, target = len(devices), config.data, TARGETS[config.model.prediction][0]
     if data.batch_size % chips:
         raise ValueError(f"config.data.batch_size={data.batch_size}: wanted a multiple of the {chips} chips")
-    base = runs.start_from(**config.model.to_dict(), shapes_only=True)
+    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
     objective = dict(config.objective)
     recipe, lean = (
         make_recipe(base, config.model.prediction, options, config.run.seed, **config.optim)
@@ -111,9 +111,10 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     )
 
     state = state_shapes(recipe.params, recipe.optimiser, recipe.ema_decay is not None, layout)
-    frozen = layout.shapes(recipe.frozen)
+    frozen = layout.shapes(recipe.frozen | ({"target": recipe.params} if recipe.follows else {}))
     size = (data.batch_size, *(tuple(data.size) or HYPERSIM))
     images = {"rgb": (3, jnp.float32), target: (3 if target == "normals" else 1, jnp.float32), "mask": (1, bool)}
+    images["depth"] = (1, jnp.float32)
     batch = {key: jax.ShapeDtypeStruct((*size, channels), dtype) for key, (channels, dtype) in images.items()}
     batch = layout.batch_shapes(batch | {"span": jax.ShapeDtypeStruct(size[:1], jnp.float32)})
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)
@@ -136,7 +137,7 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
 def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:
     """What `predict` compiles on one chip: as many pictures side by side as it takes there, 4:3, at its resolution."""
     layout = sharding.Layout(sharding.make_mesh(1, devices[:1]))
-    base = runs.start_from(**config.model.to_dict(), shapes_only=True)
+    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
     pipe = Marigold(base)
     params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPES[dtype]), pipe.params))
     images = DEFAULT_BATCH_SIZE[devices[0].platform]
