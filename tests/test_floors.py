@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "marigold_jax"
 
 PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert"}
 ASSEMBLY = {
-    *("pipeline", "denoising", "modality", "weights", "compilation"),
+    *("pipeline", "denoising", "modality", "weights", "compilation", "distributed"),
     *("objectives", "training", "latents", "lora", "runs", "progress", "validation", "scoring"),
 }
 FLOORS = {  # what is above imports what is below; equal numbers may import each other where SIDEWAYS says so
