@@ -4,6 +4,7 @@ A frame is seen as it is or mirrored, and the latent is the mean of what the enc
 there are. `data.latents` keeps them. They are computed in float32 whatever training computes in.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -13,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
+from marigold_jax import distributed
 from marigold_jax.data import latents as store
 from marigold_jax.data.latents import LatentSplit
 from marigold_jax.data.loader import BothWays, Loader
@@ -69,9 +70,10 @@ def cached(
     }
     folder, speaks = store.folder_of(split), jax.process_index() == 0
     if speaks:
-        store.begin(folder, fingerprint)
-    _together(f"{folder} begun")
-    store.begin(folder, fingerprint)  # every process sees for itself that they are of this VAE
+        with contextlib.suppress(ValueError):  # which then all processes raise together
+            store.begin(folder, fingerprint)
+    distributed.wait_for_all(f"{folder} begun")
+    store.begin(folder, fingerprint)
     if not folder.exists():
         mine = store.shards(folder, len(split))[jax.process_index() :: jax.process_count()]
         todo = [(path, shard) for path, shard in mine if not path.exists()]
@@ -79,10 +81,10 @@ def cached(
         bar = {"desc": f"encoding {split.path}", "unit": " frames", "disable": None if speaks else True}
         with tqdm(total=total, initial=total - left, **bar) as bar:
             _encode(split, vae, todo, target, dtype, options, num_workers, stopping, bar)
-        _together(f"{folder} encoded")
+        distributed.wait_for_all(f"{folder} encoded")
         if speaks:
             store.publish(folder, len(split))
-        _together(f"{folder} published")
+        distributed.wait_for_all(f"{folder} published")
     return LatentSplit(folder)
 
 
@@ -143,9 +145,3 @@ def _encode(
             store.write_shard(path, (record for group in groups for record in records(group)))
     finally:
         loader.close()
-
-
-def _together(where: str) -> None:
-    """No process goes on before all have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)

@@ -24,6 +24,7 @@ no word on --modality, which is read off its name where that speaks of depth or 
 (--noise zeros --x0 --stretch --x_axis left) is known.
 
 A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written.
+Several processes share the pictures; `marigold_jax/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -40,9 +41,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from marigold_jax import distributed
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
-from marigold_jax.data.predictions import Journal, color_table, outputs, save_all
+from marigold_jax.data.predictions import Journal, color_table, gather, outputs, save_all
 from marigold_jax.data.references import read_reference, to_metres
 from marigold_jax.description import add_flags, given
 
@@ -107,16 +109,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    try:
+        index, count = distributed.start()
+    except ValueError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 1
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` refuses what this warns of
     started = time.perf_counter()
     try:
-        journal = Journal(arguments.output_dir)
+        journal = Journal(arguments.output_dir, part=index)
     except OSError as error:
         print(f"--output_dir {arguments.output_dir}: cannot write there: {error.strerror}", file=sys.stderr)
         return 1
     programs = ""
     try:
-        programs = predict(arguments, journal)
+        programs = predict(arguments, journal, index, count)
         status = 1 if journal.counts["failed"] else 0
     except (Stop, OSError) as error:
         journal.say(f"stopped: {error}")
@@ -126,17 +133,24 @@ def main(argv: list[str] | None = None) -> int:
         status = 130
     journal.close()
     counts, seconds = journal.counts, time.perf_counter() - started
+    share = f"process {index} of {count}: " if count > 1 else ""
     print(
-        f"{counts['written']} of {journal.total} pictures written, {counts['skipped']} skipped, "
+        f"{share}{counts['written']} of {journal.total} pictures written, {counts['skipped']} skipped, "
         f"{counts['failed']} failed in {seconds:.1f} s ({counts['written'] / seconds:.2f} images/s){programs}"
     )
+    if status == 130:
+        return status  # the others' lines are gathered by the run that goes on
+    if count > 1:
+        distributed.wait_for_all("predicted")
+    if index == 0:
+        gather(arguments.output_dir)
     return status
 
 
-def predict(arguments: argparse.Namespace, journal: Journal) -> str:
-    """The whole run; returns how many programs were compiled, in words."""
+def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, count: int = 1) -> str:
+    """The run of process `index` of `count`; returns how many programs were compiled, in words."""
     paths, problems = find_images(arguments.input)
-    for pattern, problem in problems:
+    for pattern, problem in problems if index == 0 else ():
         journal.failed(pattern, problem)
     if not paths:
         return ""
@@ -164,10 +178,12 @@ def predict(arguments: argparse.Namespace, journal: Journal) -> str:
     folder, method = arguments.output_dir, arguments.resample_method
     more = {"uncertainty": arguments.uncertainty, "metres": arguments.align_to}
     wanted = outputs(pipe.modality.name, arguments.color_map, *(name for name, given in more.items() if given))
-    journal.start(total=len(paths))
+    journal.start(total=len(paths[index::count]))
     todo, taken = [], {}
-    for path in paths:
+    for position, path in enumerate(paths):
         first = taken.setdefault(path.stem, path)
+        if position % count != index:
+            continue  # another process's
         if first is not path:
             journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
         elif arguments.skip_existing and all(output.path(folder, path.stem).exists() for output in wanted):

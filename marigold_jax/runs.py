@@ -307,6 +307,8 @@ def exported(workdir: Path) -> Path:
         raise FileNotFoundError(f"{workdir}: this run has not saved a checkpoint yet; wait for one")
     if _exported_step(workdir) == steps[-1]:
         return workdir / EXPORT
+    if jax.process_count() > 1:
+        raise ValueError(f"{workdir}: step {steps[-1]} is not exported yet; run `predict` with one process once")
     config = json.loads((workdir / CONFIG).read_text())
     newest = workdir / CHECKPOINTS / f"{steps[-1]:08d}"
     shapes = ocp.metadata(newest).metadata

@@ -3,13 +3,14 @@
     python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
     python -m marigold_jax.train --config configs/hypersim_vkitti.py --workdir DIR --config.data.batch_size=8 ...
 
+Several hosts or processes run the same command (`marigold_jax/distributed.py` says how they find each other).
+
 Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
 (one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
 load. The same command continues a run that was stopped, by whatever means, as if nothing had happened.
 Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
 """
 
-import os
 import signal
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, latents, progress, runs, sharding
+from marigold_jax import compilation, distributed, latents, progress, runs, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
@@ -175,11 +176,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -------------------------------------------------------------------------------------------------------- The end
     done = int(state["step"])
-    if speaks and done < last:
-        print(f"stopped after step {done}; give the same command again to go on", flush=True)
-    elif speaks:
-        runs.export(runs.trained(base, trains, state[weights], layout), done, workdir)
+    if done < last:
+        if speaks:
+            print(f"stopped after step {done}; give the same command again to go on", flush=True)
+        return
+    whole = runs.trained(base, trains, state[weights], layout)  # by all processes: each holds a share
+    if speaks:
+        runs.export(whole, done, workdir)
         print(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout", flush=True)
+    distributed.wait_for_all("exported")
 
 
 def open_dataset(name: str, data: ConfigDict) -> DataSource:
@@ -189,14 +194,10 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
 
 
 def main(argv: list[str]) -> None:
-    # Only where the environment speaks of several hosts: on one, this would wait for others that never come.
-    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().setLevel("CRITICAL")  # Orbax tells everything that it does, and errors twice
     try:
+        distributed.start()
         train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
     except (ValueError, OSError, FloatingPointError, runs.CheckpointError) as error:
         fail(str(error))

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "marigold_jax"
 PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert", "aot"}
 ASSEMBLY = {
     *("pipeline", "denoising", "modality", "description", "weights", "compilation", "latents", "lora", "runs"),
-    *("objectives", "recipe", "training", "progress", "validation", "scoring", "usage"),
+    *("objectives", "recipe", "training", "progress", "validation", "scoring", "usage", "distributed"),
 }
 FLOORS = {  # what is above imports what is below; equal numbers may import each other where SIDEWAYS says so
     **dict.fromkeys(PROGRAMS, 3),

@@ -17,6 +17,8 @@ from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 from tqdm import tqdm
 
+JOURNAL = "predictions.jsonl"
+
 
 @dataclass(frozen=True)
 class Output:
@@ -69,15 +71,16 @@ def save(path: Path, content: bytes | memoryview) -> None:
 class Journal:
     """predictions.jsonl (one line a file), the counts, the progress bar, and the messages. Threads may share it.
 
-    `counts` has the keys "written", "skipped" and "failed". Raises OSError where the folder or the file cannot be
-    written.
+    `counts` has the keys "written", "skipped" and "failed". Several processes each write a `part`, numbered from 0,
+    and the first lets `gather` join them. Raises OSError where the folder or the file cannot be written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, part: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self.counts = Counter()
         self.total = 0
-        self._file = open(folder / "predictions.jsonl", "ab", buffering=0)  # a line is written at once or not at all
+        name = f"predictions.{part}.jsonl" if part else JOURNAL
+        self._file = open(folder / name, "ab", buffering=0)  # a line is written at once or not at all
         self._lock = threading.Lock()
         self._bar = None
 
@@ -116,6 +119,14 @@ class Journal:
             self.counts[outcome] += 1
             if self._bar is not None:
                 self._bar.update()
+
+
+def gather(folder: Path) -> None:
+    """Moves the lines of all parts into predictions.jsonl, those that an interrupted run left behind too."""
+    for part in sorted(folder.glob("predictions.*.jsonl")):
+        with open(folder / JOURNAL, "ab", buffering=0) as file:
+            file.write(part.read_bytes())
+        part.unlink()
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
