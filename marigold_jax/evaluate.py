@@ -20,6 +20,7 @@ For every DATASET, OUTPUT_DIR gets
 --predictions wants NAME.npy for each image NAME of the dataset, in folders as there; a missing or broken one is an
 error, unless --allow_missing. --beside takes more such folders, for more rows of the table. --blind adds two estimators
 that never look: a constant (normals: everything faces the camera), and the mean map of the split "train".
+Several processes predict a share each; `marigold_jax/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from marigold_jax import distributed
 from marigold_jax.angles import CONVENTIONS
 from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
 from marigold_jax.data.frames import BadFrame
@@ -235,8 +237,11 @@ def npy(array: np.ndarray) -> bytes:
 # --------------------------------------------------------------------------------------------------------- one dataset
 
 
-def evaluate(arguments: argparse.Namespace, name: str) -> str:
-    """Scores one dataset; returns its table, and remarks below it."""
+def evaluate(arguments: argparse.Namespace, name: str, index: int = 0, count: int = 1) -> str:
+    """Scores one dataset; returns its table, and remarks below it.
+
+    Processes predict a share each; all but the first, which scores, return nothing.
+    """
     protocol = BENCHMARKS.get(name)
     if protocol:
         split = OfficialSplit(name, arguments.data_dir, arguments.lists or arguments.data_dir / "data_split")
@@ -244,12 +249,16 @@ def evaluate(arguments: argparse.Namespace, name: str) -> str:
     else:
         split = PreparedSplit(str(arguments.data_dir / name / arguments.split))
         arguments = with_defaults(arguments, seed=SEED)  # at the checkpoint's own resolution
-    count = min(arguments.limit or len(split), len(split))
-    indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
+    limit = min(arguments.limit or len(split), len(split))
+    indices = [int(each) for each in np.unique(np.linspace(0, len(split) - 1, limit).astype(int))]
     folder = arguments.output_dir / name
     train = PreparedSplit(str(arguments.data_dir / name / "train")) if arguments.blind else None
     if not arguments.predictions:
-        compute(arguments, folder / "predictions", split, indices)
+        compute(arguments, folder / "predictions", split, indices[index::count])
+        if count > 1:
+            distributed.wait_for_all(f"{name} predicted")
+    if index:
+        return ""
     look = saved(arguments.predictions or folder / "predictions", split)
     quantity = quantity_of(look, split, indices)
     arguments = with_defaults(arguments, alignment=quantity.alignments[0])
@@ -323,14 +332,16 @@ def comparison(
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
-        tables = [evaluate(arguments, name) for name in arguments.dataset.split(",")]
+        index, count = distributed.start()
+        tables = [evaluate(arguments, name, index, count) for name in arguments.dataset.split(",")]
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print("\n\n".join(tables))
+    if index == 0:
+        print("\n\n".join(tables))
     return 0
 
 

@@ -120,6 +120,19 @@ def known(example):
     return example["mask"] & (np.linalg.norm(example["normals"], axis=-1, keepdims=True) > 0)
 
 
+def test_processes_predict_a_share_each_and_the_first_scores(data_dir, tmp_path, capsys, monkeypatch):
+    checkpoint.save(scratch((16, 16), 4), tmp_path / "model")
+    waited = []
+    monkeypatch.setattr(evaluate.distributed, "wait_for_all", waited.append)
+    for index, found in ((1, ["1.npy", "3.npy"]), (0, [f"{i}.npy" for i in range(COUNT)])):
+        monkeypatch.setattr(evaluate.distributed, "start", lambda index=index: (index, 2))
+        assert run(data_dir, tmp_path / "out", "--checkpoint", tmp_path / "model", *QUICK) == 0
+        assert sorted(path.name for path in (tmp_path / "out").rglob("*.npy")) == found
+        assert ("abs_rel" in capsys.readouterr().out) == (index == 0)
+        assert (tmp_path / "out" / "mine" / "metrics.json").exists() == (index == 0)
+    assert waited == ["mine predicted"] * 2
+
+
 def test_saved_normals_are_scored_on_what_prepare_made(data_dir, split, tmp_path, capsys):
     random, angles = np.random.default_rng(0), []
     for index in range(COUNT):
