@@ -197,7 +197,15 @@ def drawings(which: str, rows: list[list[Any]]) -> dict[str, bytes]:
         at = HEADER.index(column)
         for series in dict.fromkeys(one[0] for one in rows):
             curve = [one for one in rows if one[0] == series]
-            axes.plot([one[1] for one in curve], [one[at] for one in curve], marker="o", label=series)
+            names = any(isinstance(one[1], str) for one in curve)  # between which no line would mean anything
+            axes.errorbar(
+                [one[1].replace(" ", "\n") if names else one[1] for one in curve],
+                [one[at] for one in curve],
+                yerr=[one[HEADER.index("abs_rel_error")] for one in curve] if column == "abs_rel" else None,
+                fmt="o" if names else "o-",
+                capsize=3,
+                label=series,
+            )
         axes.set(xlabel=which, title={"abs_rel": "AbsRel, lower is better", "delta1": "δ1, higher is better"}[column])
         if which in ("ensemble", "steps"):
             axes.set_xscale("log")
