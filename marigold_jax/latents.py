@@ -138,7 +138,7 @@ def _encode(
             bar.update(len(some))
 
     frames = tuple(frame for _, shard in todo for frame in shard)
-    loader = Loader(BothWays(split, frames, key == "normals", options), min(num_workers, len(frames)))
+    loader = Loader(BothWays(split, frames, key == "normals", options), num_workers)
     try:
         for path, shard in todo:
             groups = ([next(loader) for _ in shard[i : i + places]] for i in range(0, len(shard), places))

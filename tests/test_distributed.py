@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -21,9 +20,8 @@ from safetensors.numpy import load_file
 
 from marigold_jax import distributed, prepare, sharding
 from marigold_jax.data.predictions import gather
-from marigold_jax.models import functional, unet
-from marigold_jax.models.config import config_from_dict
-from marigold_jax.objectives.diffusion import diffusion_objective
+from marigold_jax.losses import masked_mse
+from marigold_jax.objectives.diffusion import diffusion_draw
 from marigold_jax.optimiser import iter_exponential, make_optimiser
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout, make_mesh
@@ -196,35 +194,38 @@ def test_an_incomplete_environment_costs_one_line(monkeypatch, variables, words)
 
 
 def test_any_mesh_gives_the_same_losses(monkeypatch):
-    """4 x 2 against a single device is in test_training.py, through the VAE; here are the others, from latents on."""
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # this network has nothing larger
-    levels = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (16,)}
-    config = config_from_dict(unet.UNetConfig, oracle.UNET | levels | {"attention_head_dim": 2}, unet.FIXED)
-    structure, params = functional.initialise(lambda rngs: unet.UNet(config, rngs), seed=1)
-    schedule = NoiseSchedule.from_config({"_class_name": "DDIMScheduler"} | oracle.SCHEDULE)
-    objective = diffusion_objective(structure, structure, schedule)  # no VAE is needed
-    optimiser = make_optimiser("adam", iter_exponential(1e-3, 10, warmup_steps=1))
+    """4 x 2 against a single device is in test_training.py, through UNet and VAE; here are the others, in small."""
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # these kernels are no larger
+    draw = diffusion_draw(NoiseSchedule.from_config({"_class_name": "DDIMScheduler"} | oracle.SCHEDULE))
     random = np.random.default_rng(0)
-
-    def losses(devices, fsdp):
-        layout = Layout(make_mesh(fsdp, jax.devices()[:devices]), (("", "fsdp"),))
-        accumulate, update = make_steps(objective, optimiser, accumulation=1, seed=5, layout=layout)
-        state = init_state(params, optimiser, layout=layout)
-        frozen = layout.place({"empty_prompt": jnp.zeros((2, config.cross_attention_dim))})
-        found = []
-        for step in range(3):
-            batch = layout.place_batch(batches[step])
-            state, metrics = update(state, accumulate(None, state["params"], frozen, batch, step, 0))
-            found.append(float(metrics["loss"]))
-        return found
-
+    shapes = {"enter.kernel": (4, 64), "leave.kernel": (64, 4)}
+    params = {name: random.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}
     batches = [
         {
-            "latents": random.normal(size=(8, 2, 6, 8, 4)).astype(np.float32),
-            "latent_mask": random.random((8, 6, 8, 1)) < 0.9,
+            "x": random.normal(size=(8, 6, 8, 4)).astype(np.float32),
+            "mask": random.random((8, 6, 8, 1)) < np.linspace(0.1, 0.9, 8).reshape(8, 1, 1, 1),
         }
         for _ in range(3)
     ]
+
+    def objective(params, frozen, batch, key):
+        """Denoise, with what couples the samples of a batch: the noise's common deviation and the pooled loss."""
+        _, noise = draw(key, batch["x"].shape)
+        hidden = jax.nn.silu((batch["x"] + noise) @ params["enter.kernel"])
+        return masked_mse(hidden @ params["leave.kernel"], noise, batch["mask"]), {}
+
+    def losses(devices, fsdp):
+        layout = Layout(make_mesh(fsdp, jax.devices()[:devices]), (("", "fsdp"),))
+        optimiser = make_optimiser("adam", iter_exponential(1e-2, 10, warmup_steps=1))
+        accumulate, update = make_steps(objective, optimiser, accumulation=1, seed=5, layout=layout)
+        state, found = init_state(params, optimiser, layout=layout), []
+        assert state["params"]["enter.kernel"].sharding.is_fully_replicated == (fsdp == 1)
+        for step, batch in enumerate(batches):
+            batch = layout.place_batch(batch)
+            state, metrics = update(state, accumulate(None, state["params"], {}, batch, step, 0))
+            found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        return found
+
     wanted = losses(1, 1)
     assert len(set(wanted)) == 3
     for devices, fsdp in [(2, 1), (2, 2), (4, 2), (8, 1), (8, 8)]:

@@ -115,7 +115,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class BothWays:
-    """The samples of one frame after another, counted from `first`: as it is and mirrored. Grain reads this."""
+    """The samples of one frame after another, counted from `first`: as it is and mirrored. Grain reads this.
+
+    After the last frame comes the first again: a worker that came to an end would take what it made with it.
+    """
 
     dataset: DataSource
     frames: tuple[int, ...]
@@ -124,10 +127,11 @@ class BothWays:
     first: int = 0
 
     def __len__(self) -> int:
-        return len(self.frames) - self.first
+        return ENDLESS
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = _read(self.dataset, self.frames[self.first + index], self.normals)
+        frame = self.frames[(self.first + index) % len(self.frames)]
+        example = _read(self.dataset, frame, self.normals)
         options = _options(self.options, self.dataset)
         both = [transform(example, flip=flip, **options) for flip in (False, True)]
         return {key: np.stack([sample[key] for sample in both]) for key in both[0]}
