@@ -37,7 +37,7 @@ class Brightness:
         self.modality = MODALITIES[modality]
         self.calls = []
 
-    def from_pretrained(self, name_or_path=None, dtype="float32", revision=None):
+    def from_pretrained(self, name_or_path=None, dtype="float32", revision=None, vae=None):
         if self.loading_error:
             raise self.loading_error
         return self

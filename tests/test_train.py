@@ -28,9 +28,7 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.transforms import transform
 from marigold_jax.models import unet
 from marigold_jax.models.functional import abstract
-from marigold_jax.objectives import OBJECTIVES
-from marigold_jax.optimiser import iter_exponential, make_optimiser
-from marigold_jax.schedule import NoiseSchedule
+from marigold_jax.recipe import make_recipe
 from marigold_jax.validation import VALIDATIONS
 from marigold_jax.weights import checkpoint
 from marigold_jax.weights.scratch import scratch
@@ -341,21 +339,17 @@ def test_every_configuration_resolves(name, tiny_checkpoints):
     """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
     config = tiny(name, tiny_checkpoints / "wide")
     base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
-    options = config.objective.to_dict()
-    row, length = OBJECTIVES[options.pop("name")], options.pop("prompt_length")
-    schedule = NoiseSchedule.from_config(base.scheduler)
-    objective = row.make(base.unet.structure, base.vae.structure, schedule, target=config.model.prediction, **options)
+    recipe = make_recipe(
+        base, config.model.prediction, config.objective.to_dict(), config.run.seed, **config.optim.to_dict()
+    )
     example = Primitives(1, (16, 24))[0]
     sample = transform(example, size=None, flip=False, antialias=True, far_fill=True)
-    batch = {key: value[None] for key, value in sample.items() if key != "depth"}
-    frozen = {"vae": base.vae.params, "empty_prompt": base.empty_prompt[length]}
-    params = getattr(base, row.trains).params
-    gradients, _ = jax.eval_shape(jax.grad(objective, has_aux=True), params, frozen, batch, jax.random.key(0))
-    assert gradients.keys() == params.keys()
-    optim = config.optim
-    rates = iter_exponential(optim.learning_rate, optim.total_steps, optim.final_ratio, optim.warmup_steps)
-    make_optimiser(optim.name, rates, optim.weight_decay, optim.clip_norm or None, tuple(optim.betas), optim.epsilon)
-    assert (row.trains, config.model.prediction) in VALIDATIONS
+    batch = {key: value[None] for key, value in sample.items()}
+    frozen = recipe.frozen | ({"target": recipe.params} if recipe.follows else {})
+    gradient = jax.grad(recipe.objective, has_aux=True)
+    gradients, _ = jax.eval_shape(gradient, recipe.params, frozen, batch, jax.random.key(0))
+    assert gradients.keys() == recipe.params.keys()
+    assert (recipe.trains, config.model.prediction) in VALIDATIONS
 
 
 @pytest.mark.parametrize(
