@@ -19,6 +19,11 @@ FARTHEST = 1e3  # metres: what a robust fit may make of a prediction far outside
 RANSAC_PAIRS, RANSAC_JUDGES, RANSAC_SEED = 1000, 4096, 0
 
 
+def _dot(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
+    """Σ x y. Not by BLAS, which would take all cores for each product, while they are busy with other images."""
+    return np.einsum("n,n->", x, y)
+
+
 def align_least_squares(
     prediction: Float[np.ndarray, "*shape"], depth: Float[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
 ) -> tuple[float, float]:
@@ -32,8 +37,8 @@ def align_least_squares(
     # Centred, so that the normal equations are a single division, and as exact as can be.
     x_mean, y_mean = x.mean(), y.mean()
     x -= x_mean
-    variance = x @ x
-    scale = x @ (y - y_mean) / variance if variance > 0 else 0.0
+    variance = _dot(x, x)
+    scale = _dot(x, y - y_mean) / variance if variance > 0 else 0.0
     return float(scale), float(y_mean - scale * x_mean)
 
 
@@ -159,7 +164,7 @@ class Pair:
 
 
 def _mean_square(values: Values) -> float:
-    return values @ values / len(values)
+    return _dot(values, values) / len(values)
 
 
 # 0 is perfect, but 1 for the deltas.

@@ -1,5 +1,6 @@
 """Scores of estimators over a dataset, and what is written of them."""
 
+import contextlib
 import csv
 import io
 import json
@@ -157,7 +158,7 @@ def score(
         if prediction is None:
             return f"the prediction for {name}"
         try:
-            example = split[index]
+            example = split.truth(index)
         except BadFrame as error:
             return f"{error.kind}: {error.detail}"
         truth, valid = example[quantity.name], quantity.valid(example)
@@ -192,7 +193,7 @@ def pooled(look: Look, split: Split, indices: Sequence[int], alignment: str, qua
 
     def over_images(function: Callable[[Map, Map, Valid], Any]) -> Iterator[Any]:
         def one(index: int) -> Any:
-            example = split[index]
+            example = split.truth(index)
             prediction = quantity.align(look(index), example, split, alignment)
             return function(prediction, example[quantity.name], quantity.valid(example))
 
@@ -219,14 +220,18 @@ def report(
     writer.writerow(["name", *quantity.metrics])
     writer.writerows([split.name_of(index), *(repr(value) for value in one.values())] for index, one in scores.items())
     save(folder / "per_sample.csv", lines.getvalue().encode())
-    worst = sorted(scores, key=lambda index: -scores[index][quantity.headline[0]])[:WORST]
-    examples = [split[index] for index in worst]
-    maps = [
-        quantity.align(look(index), example, split, alignment) for index, example in zip(worst, examples, strict=True)
-    ]
-    rgb, truth = ([example[key] for example in examples] for key in ("rgb", quantity.name))
-    drawn = quantity.panel(rgb, truth, maps, [quantity.valid(example) for example in examples])
-    save(folder / "worst.png", panels.png(drawn))
+    examples = {}
+    for index in sorted(scores, key=lambda index: -scores[index][quantity.headline[0]]):
+        with contextlib.suppress(BadFrame):  # its truth could be read, its photograph cannot
+            examples[index] = split[index]
+        if len(examples) == WORST:
+            break
+    if examples:
+        shown = list(examples.values())
+        maps = [quantity.align(look(index), example, split, alignment) for index, example in examples.items()]
+        rgb, truth = ([example[key] for example in shown] for key in ("rgb", quantity.name))
+        drawn = quantity.panel(rgb, truth, maps, [quantity.valid(example) for example in shown])
+        save(folder / "worst.png", panels.png(drawn))
     save(folder / "metrics.json", json.dumps(summary, indent=2, default=str).encode() + b"\n")
 
 

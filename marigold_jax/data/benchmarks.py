@@ -253,10 +253,18 @@ class OfficialSplit:
         return self._lines[index][0]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        rgb = self._lines[index][0]
+        # Opened here, so that the error says which file it is.
+        return self._example(index, {"rgb": np.asarray(open_image(self._part(rgb).read(), rgb).convert("RGB"))})
+
+    def truth(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        """The same without the photograph, whose decoding takes longer than scoring does."""
+        return self._example(index, {})
+
+    def _example(self, index: SupportsIndex, record: dict) -> dict[str, np.ndarray]:
         paths, column, what = self._lines[index], self.protocol.mask_column, self.protocol.truth
-        rgb, truth = paths[:2]
-        record = {"rgb": self._part(rgb).read(), what: self._part(truth).read()}
-        open_image(record["rgb"], rgb)  # here, so that the error says which file it is
+        truth = paths[1]
+        record[what] = self._part(truth).read()
         try:
             record[what] = self.protocol.read(record[what])
             mask = None if column is None else npy(self._part(paths[column]).read()) > 0
