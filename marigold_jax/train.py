@@ -62,7 +62,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(
             f"config.data.batch_size={data.batch_size}: wanted a multiple of the {jax.process_count()} processes"
         )
-    datasets = {path: open_dataset(path, data) for path, _ in data.train}
+    mix = mix_of(data.train)
+    datasets = {path: open_dataset(path, data) for path in mix}
     seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
     keys = ("rgb", target, "mask", "span", "depth")
     if stored := config.run.get("latents", ""):
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             print(f"{stopped}; give the same command again to go on", flush=True)
             return
     loader = make_loader(
-        [(datasets[path], probability) for path, probability in data.train],
+        [(datasets[path], probability) for path, probability in mix.items()],
         batch_size=data.batch_size // jax.process_count(),
         seed=config.run.seed,
         process_index=jax.process_index(),
@@ -185,6 +186,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
         runs.export(whole, done, workdir)
         print(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout", flush=True)
     distributed.wait_for_all("exported")
+
+
+def mix_of(train: tuple) -> dict[str, float]:
+    """Datasets and their shares. ValueError for anything else; a flag that Python cannot read arrives as a string."""
+    try:
+        return {str(name): float(share) for name, share in train}
+    except (TypeError, ValueError):
+        wanted = "(('NAME/SPLIT', 0.9), ('NAME/SPLIT', 0.1))"
+        raise ValueError(f"config.data.train: wanted pairs with numbers, {wanted}; found {train}") from None
 
 
 def open_dataset(name: str, data: ConfigDict) -> DataSource:

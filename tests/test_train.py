@@ -220,9 +220,10 @@ def test_wrong_flags_cost_one_line(run, tmp_path):
     for flag, complaint in {
         "--config.data.batchsize=3": "no such configuration key: batchsize",
         "--config.data.batch_size=many": "batch_size",
+        "--config.data.train=(('rooms/train', 1/3),)": "config.data.train: wanted pairs with numbers",
         "--nonsense=1": "nonsense",
     }.items():
-        done = run(command(tmp_path / "run", flag), status=2)
+        done = run(command(tmp_path / "run", flag), status=1 if "train" in flag else 2)
         assert complaint in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 

@@ -1,0 +1,98 @@
+"""What few steps cost and what they are worth: the table of arXiv 2409.11355, on any prepared dataset.
+
+    python benchmarks/few_steps.py --diffusion runs/rooms --lcm runs/lcm --end_to_end marigold-rooms \\
+        --dataset rooms --data_dir data
+
+Depth or normals, as the checkpoints are. A checkpoint of the papers' diffusion objective is run with 50 steps and an
+ensemble of ten, with ten steps, and with one, at a leading and at a trailing timestep; a distilled one with one step and
+with four; an end-to-end fine-tuned one with one. Seconds are those of a picture, one picture at a time, from pixels to
+prediction, the first picture (compiling) left out.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from marigold_jax import Marigold, compilation
+from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.scoring import QUANTITIES, means, score, table
+from marigold_jax.weights import checkpoint
+from marigold_jax.weights.sources import resolve
+
+
+class Row(NamedTuple):
+    """A way to predict: whose checkpoint, how many steps and members, and how timesteps are spaced (None: its own)."""
+
+    title: str
+    checkpoint: str
+    steps: int
+    members: int
+    spacing: str | None
+
+
+ROWS = (
+    Row("diffusion, 50 steps, ensemble of 10", "diffusion", 50, 10, "trailing"),
+    Row("diffusion, 10 steps", "diffusion", 10, 1, "trailing"),
+    Row("diffusion, 1 leading step", "diffusion", 1, 1, "leading"),
+    Row("diffusion, 1 trailing step", "diffusion", 1, 1, "trailing"),
+    Row("LCM, 1 step", "lcm", 1, 1, None),
+    Row("LCM, 4 steps", "lcm", 4, 1, None),
+    Row("end to end, 1 step", "end_to_end", 1, 1, None),
+)
+
+
+def load(name: str, spacing: str | None) -> Marigold:
+    loaded = checkpoint.load(resolve(name))
+    spaced = {} if spacing is None else {"timestep_spacing": spacing}
+    return Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, **spaced}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    for name in dict.fromkeys(row.checkpoint for row in ROWS):
+        add(f"--{name}", metavar="NAME|DIR", help="a checkpoint; its rows are left out without one")
+    add("--dataset", required=True, metavar="NAME", help="what `prepare` made")
+    add("--data_dir", type=Path, required=True, metavar="DIR")
+    add("--split", default="test")
+    add("--limit", type=int, default=100, help="score so many images, evenly spread (default: 100)")
+    add("--seed", type=int, default=1234)
+    arguments = parser.parse_args()
+
+    compilation.enable_cache()
+    split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
+    limit = min(arguments.limit, len(split))
+    indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, limit).astype(int))]
+    lines, quantity = [], QUANTITIES["depth"]
+    for row in ROWS:
+        name = getattr(arguments, row.checkpoint)
+        if name is None:
+            continue
+        pipe = load(name, row.spacing)
+        quantity = QUANTITIES[pipe.modality.name]
+        options = {"num_inference_steps": row.steps, "ensemble_size": row.members, "seed": arguments.seed}
+        pipe(split[indices[0]]["rgb"], **options)
+        predictions, seconds = {}, []
+        for index in tqdm(indices, row.title, unit="image", disable=None, leave=False):
+            rgb = split[index]["rgb"]
+            started = time.perf_counter()
+            predictions[index] = pipe(rgb, **options).prediction[0]
+            seconds.append(time.perf_counter() - started)
+        scores = score(predictions.get, split, indices, quantity.alignments[0], allow_missing=False, quantity=quantity)
+        mean = means(scores)
+        lines.append([row.title, *(mean[key] for key in quantity.headline), float(np.median(seconds))])
+    device = jax.devices()[0].device_kind
+    print(f"{datetime.date.today()}, {device}, {os.cpu_count()} cores, jax {jax.__version__}; {len(indices)} images")
+    print(table([quantity.name, *quantity.headline, "s a picture"], lines))
+
+
+if __name__ == "__main__":
+    main()
