@@ -4,9 +4,9 @@
         --dataset rooms --data_dir data
 
 Depth or normals, as the checkpoints are. A checkpoint of the papers' diffusion objective is run with 50 steps and an
-ensemble of ten, with ten steps, and with one, at a leading and at a trailing timestep; a distilled one with one step and
-with four; an end-to-end fine-tuned one with one. Seconds are those of a picture, one picture at a time, from pixels to
-prediction, the first picture (compiling) left out.
+ensemble of ten, with ten steps, and with one, at a leading and at a trailing timestep; a distilled one with one step
+and with four; an end-to-end fine-tuned one with one. Seconds are those of a picture, one picture at a time, from pixels
+to prediction, the first picture (compiling) left out.
 """
 
 import argparse

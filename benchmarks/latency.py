@@ -1,0 +1,92 @@
+"""Predictions of one checkpoint, ours against diffusers, in one run: a picture's latency by steps and ensemble.
+
+    python benchmarks/latency.py                                       the model that ships, on this machine's CPUs
+    python benchmarks/latency.py --checkpoint prs-eth/marigold-depth-v1-1 --dtype bfloat16 --compile
+
+The second is meant for a GPU; both sides take it where they find one. The picture has 768x576 pixels and is processed
+at that size. After a first call each (compiling, in seconds below) the two take turns, and the median counts. Ensembles
+are aligned by each side's own default. `--compile` gives diffusers torch.compile.
+"""
+
+import argparse
+import datetime
+import os
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+CASES = ((1, 1), (4, 1), (50, 1), (1, 10))  # (denoising steps, members)
+SIZE = (768, 576)  # (width, height)
+
+
+def torch_side(checkpoint: str, dtype: str, compiled: bool):
+    import diffusers
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(os.cpu_count())
+    pipe = diffusers.MarigoldDepthPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, dtype)).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae):
+        part.to(memory_format=torch.channels_last)
+    if compiled:
+        pipe.unet = torch.compile(pipe.unet)
+        pipe.vae.decode = torch.compile(pipe.vae.decode)
+
+    def predict(picture: Image.Image, steps: int, members: int) -> None:
+        options = {"num_inference_steps": steps, "ensemble_size": members, "processing_resolution": SIZE[0]}
+        pipe(picture, **options, generator=torch.Generator(device).manual_seed(0)).prediction  # noqa: B018
+
+    return predict, f"torch {torch.__version__} on {device}, diffusers {diffusers.__version__}"
+
+
+def jax_side(checkpoint: str, dtype: str):
+    from marigold_jax import Marigold
+
+    pipe = Marigold.from_pretrained(checkpoint, dtype=dtype)
+
+    def predict(picture: Image.Image, steps: int, members: int) -> None:
+        pipe(picture, num_inference_steps=steps, ensemble_size=members, processing_resolution=SIZE[0])
+
+    return predict, f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
+
+
+def seconds(predict, *arguments) -> float:
+    started = time.perf_counter()
+    predict(*arguments)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", help="a folder in diffusers' layout or an id (default: the one that ships)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for diffusers")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
+    arguments = parser.parse_args()
+
+    from marigold_jax.weights.sources import resolve
+
+    folder = str(resolve(arguments.checkpoint))
+    sides = (torch_side(folder, arguments.dtype, arguments.compile), jax_side(folder, arguments.dtype))
+    width, height = SIZE
+    y, x = np.mgrid[0:height, 0:width] / width
+    waves = np.stack([np.sin(9 * x + 5 * y), np.cos(7 * x * y + 2), np.sin(20 * y)], axis=-1)
+    picture = Image.fromarray(np.uint8(127.5 * waves + 128))
+
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {arguments.dtype}, {width}x{height}")
+    print("; ".join(name for _, name in sides))
+    print(f"{'':24}{'diffusers, s':>14}{'ours, s':>10}{'times as fast':>15}{'first calls, s':>18}")
+    for steps, members in CASES:
+        first = [seconds(predict, picture, steps, members) for predict, _ in sides]
+        taken = [[seconds(predict, picture, steps, members) for predict, _ in sides] for _ in range(arguments.repeats)]
+        theirs, ours = np.median(taken, axis=0)
+        title = f"{steps} step{'s' * (steps > 1)}" + (f", ensemble of {members}" if members > 1 else "")
+        print(f"{title:24}{theirs:14.3f}{ours:10.3f}{theirs / ours:15.2f}{first[0]:10.1f}{first[1]:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
