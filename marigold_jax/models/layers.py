@@ -5,11 +5,14 @@ with normalisation statistics and softmax in float32 all the same.
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
+
+from marigold_jax.models import strips
 
 
 class Keys:
@@ -40,21 +43,52 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, _, _, channels = x.shape
-
-        def mean(y: Array) -> Array:
-            """(b, h, w, c) to (b, 1, 1, c): the mean over pixels and over the channel's group."""
-            by_group = y.mean(axis=(1, 2)).reshape(b, self.groups, -1).mean(axis=-1)
-            return jnp.repeat(by_group, channels // self.groups, axis=-1)[:, None, None, :]
-
         centred = x.astype(jnp.float32)
-        centred = centred - mean(centred)
-        scale, bias = (each[...].astype(jnp.float32).reshape(1, 1, 1, channels) for each in (self.scale, self.bias))
-        return (centred * (jax.lax.rsqrt(mean(centred**2) + self.epsilon) * scale) + bias).astype(x.dtype)
+        centred = centred - self._mean(centred)
+        return self._scaled(centred, self._mean(centred**2)).astype(x.dtype)
+
+    def activation(self, x: Float[Array, "b h w d"]) -> Callable[[Array], Array]:
+        """silu(norm(x)) as a function of a part of x: statistics are those of the whole.
+
+        Only the first channels count if there are more than were normalised: no copy is made of them.
+        """
+        channels = self.scale.shape[0]
+        mean = self._mean(x.astype(jnp.float32))
+        variance = self._mean((x.astype(jnp.float32) - mean) ** 2)[..., :channels]
+        mean = mean[..., :channels]
+
+        def of_part(part: Array) -> Array:
+            return nnx.silu(self._scaled(part[..., :channels].astype(jnp.float32) - mean, variance).astype(x.dtype))
+
+        return of_part
+
+    def _mean(self, x: Array) -> Array:
+        """(b, h, w, c) to (b, 1, 1, c): the mean over pixels and over the channel's group."""
+        size = self.scale.shape[0] // self.groups
+        by_group = x.mean(axis=(1, 2)).reshape(x.shape[0], -1, size).mean(axis=-1)
+        return jnp.repeat(by_group, size, axis=-1)[:, None, None, :]
+
+    def _scaled(self, centred: Array, variance: Array) -> Array:
+        scale, bias = (each[...].astype(jnp.float32).reshape(1, 1, 1, -1) for each in (self.scale, self.bias))
+        return centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
 
 
 def conv3x3(in_channels: int, out_channels: int, rngs: Keys) -> nnx.Conv:
     return nnx.Conv(in_channels, out_channels, (3, 3), padding=((1, 1), (1, 1)), rngs=rngs)
+
+
+def conv_of_norm(
+    norm: GroupNorm,
+    conv: nnx.Conv,
+    x: Float[Array, "b h w c"],
+    beside: Float[Array, "b h w e"] | None = None,
+    shortcut: Callable[[Array], Array] = lambda y: y,
+) -> Float[Array, "b h w d"]:
+    """conv(silu(norm(x))), and shortcut(beside) added to it if there is any; in strips where the picture is large."""
+    if strips.wanted(x, conv):
+        return strips.convolve(conv, x, norm.activation(x), beside=beside, shortcut=shortcut)
+    y = conv(nnx.silu(norm(x)))
+    return y if beside is None else y + shortcut(beside)
 
 
 def sinusoidal_embedding(
@@ -99,11 +133,16 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = None if narrow else nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
-        y = self.conv1(nnx.silu(self.norm1(x)))
+        channels = self.conv1.out_features
+        if self.time_emb_proj is None and x.shape[-1] == 2 * channels and strips.wanted(x, self.conv1):
+            both = strips.convolve_in_place(self.conv1, x, self.norm1.activation(x), self.conv_shortcut)
+            rest = {"beside": both, "shortcut": lambda strip: strip[..., channels:]}
+            return strips.convolve(self.conv2, both, self.norm2.activation(both), **rest)
+        y = conv_of_norm(self.norm1, self.conv1, x)
         if self.time_emb_proj is not None:
             y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
-        y = self.conv2(nnx.silu(self.norm2(y)))
-        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        shortcut = {} if self.conv_shortcut is None else {"shortcut": self.conv_shortcut}
+        return conv_of_norm(self.norm2, self.conv2, y, x, **shortcut)
 
 
 class Downsample(nnx.Module):
@@ -123,7 +162,10 @@ class Upsample(nnx.Module):
         self.conv = conv3x3(channels, channels, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b i j c"]:
-        return self.conv(resize_nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+        doubled = (2 * x.shape[1], 2 * x.shape[2])
+        if size in (None, doubled) and strips.wanted(x, self.conv, 2):
+            return strips.convolve(self.conv, x, factor=2)
+        return self.conv(resize_nearest(x, size or doubled))
 
 
 def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b i j c"]:

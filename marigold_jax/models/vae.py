@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from marigold_jax.models import strips
 from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY
-from marigold_jax.models.layers import Downsample, GroupNorm, Keys, ResnetBlock, Upsample, conv3x3
+from marigold_jax.models.layers import Downsample, GroupNorm, Keys, ResnetBlock, Upsample, conv3x3, conv_of_norm
 
 FIXED = {
     "sample_size": ANY,
@@ -133,10 +134,10 @@ class Encoder(nnx.Module):
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j z"]:
-        x = self.conv_in(x)
+        x = strips.convolve(self.conv_in, x) if strips.wanted(x, self.conv_in) else self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+        return conv_of_norm(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nnx.Module):
@@ -152,7 +153,7 @@ class Decoder(nnx.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        return conv_of_norm(self.conv_norm_out, self.conv_out, x)
 
 
 class VAE(nnx.Module):
