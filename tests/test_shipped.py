@@ -1,4 +1,4 @@
-"""The model that ships: PyTorch gives the same depth, it is small, it sees, and the demonstration shows it."""
+"""The models that ship: PyTorch gives the same maps, they are small, they see, and the demonstration shows one."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,9 @@ from marigold_jax.metrics import align, depth_scores
 from marigold_jax.weights.sources import DEFAULT, SHIPPED
 
 DEMO = Path(__file__).parent.parent / "launch" / "demo"
-LARGEST = 40e6  # bytes
+NORMALS = "marigold-rooms-normals"
+PIPELINES = {DEFAULT: diffusers.MarigoldDepthPipeline, NORMALS: diffusers.MarigoldNormalsPipeline}
+LARGEST = 40e6  # bytes, of each
 PHOTOGRAPHS = sorted((DEMO / "photographs").glob("*.jpg"))
 SCENES = sorted((DEMO / "scenes").glob("*.jpg"))
 
@@ -24,11 +26,12 @@ def ours():
     return Marigold.from_pretrained()
 
 
-@pytest.fixture(scope="module")
-def theirs():
-    pipe = diffusers.MarigoldDepthPipeline.from_pretrained(SHIPPED / DEFAULT)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture(scope="module", params=PIPELINES)
+def both(request):
+    """The same checkpoint here and in diffusers."""
+    theirs = PIPELINES[request.param].from_pretrained(SHIPPED / request.param)
+    theirs.set_progress_bar_config(disable=True)
+    return Marigold.from_pretrained(request.param), theirs
 
 
 def truth_of(picture):
@@ -39,7 +42,8 @@ def truth_of(picture):
 
 @pytest.mark.parametrize("steps", [None, 4])
 @pytest.mark.parametrize("picture", [*PHOTOGRAPHS, *SCENES], ids=lambda path: path.stem)
-def test_pytorch_gives_the_same_depth(ours, theirs, picture, steps):
+def test_pytorch_gives_the_same_maps(both, picture, steps):
+    ours, theirs = both
     with Image.open(picture) as image:
         image.load()
     width, height = image.size
@@ -52,11 +56,12 @@ def test_pytorch_gives_the_same_depth(ours, theirs, picture, steps):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_it_is_small_and_says_what_it_is():
-    files = [path for path in (SHIPPED / DEFAULT).rglob("*") if path.is_file()]
+@pytest.mark.parametrize(("name", "score"), [(DEFAULT, "AbsRel"), (NORMALS, "mean angle")])
+def test_it_is_small_and_says_what_it_is(name, score):
+    files = [path for path in (SHIPPED / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LARGEST
-    card = (SHIPPED / DEFAULT / "README.md").read_text()
-    for word in ("license:", "AbsRel", "configs/rooms_vae.py", "configs/rooms.py", "configs/rooms_end_to_end.py"):
+    card = (SHIPPED / name / "README.md").read_text()
+    for word in ("license:", score, "configs/rooms_vae.py", "configs/rooms.py", "configs/rooms_end_to_end.py"):
         assert word in card
 
 
@@ -69,6 +74,16 @@ def test_it_sees(ours, picture):
     found = depth_scores(align(depth, metres, valid), metres, valid)["abs_rel"]
     blind = depth_scores(align(np.ones_like(metres), metres, valid), metres, valid)["abs_rel"]
     assert found < blind
+
+
+@pytest.mark.parametrize("picture", SCENES, ids=lambda path: path.stem)
+def test_normals_of_a_floor_point_up(picture):
+    """What lies at the bottom of a picture is mostly a floor, a table or a road."""
+    with Image.open(picture) as image:
+        normals = Marigold.from_pretrained(NORMALS)(image).prediction[0]
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
+    bottom, top = normals[-len(normals) // 8 :], normals[: len(normals) // 8]
+    assert bottom[..., 1].mean() > 0.4 and bottom[..., 1].mean() > top[..., 1].mean() + 0.2
 
 
 def test_the_sheet_of_the_demonstration(tmp_path, capsys):
