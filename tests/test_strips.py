@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from marigold_jax.collectives import collectives
 from marigold_jax.models import functional, layers, strips, vae
+from marigold_jax.sharding import Layout, make_mesh
 
 CONFIG = vae.VAEConfig(
     block_out_channels=(8, 16, 16, 32),
@@ -143,6 +145,28 @@ def test_ordinary_sizes_stay_whole(monkeypatch):
     assert program("auto", "encode", 4, 768, 768, 3) == program("never", "encode", 4, 768, 768, 3)
     assert "dynamic_update_slice" not in program("auto", "decode", 1, 96, 96, 4)
     assert "dynamic_update_slice" in program("auto", "decode", 1, 96, 128, 4)  # 1024x768
+
+
+def test_each_device_keeps_to_its_pictures(monkeypatch):
+    structure, params = random_module(level(16))
+    monkeypatch.setenv("MARIGOLD_JAX_STRIPS", "always")
+    layout, x = Layout(make_mesh(1)), normal(8, 7, 5, 16)
+    program = jax.jit(in_turn(structure)).lower(params, jax.device_put(x, layout.batch)).compile()
+    assert not collectives(program.as_text(), 8)
+    found = program(jax.device_put(params, layout.replicated), jax.device_put(x, layout.batch))
+    np.testing.assert_allclose(found, jax.jit(in_turn(structure))(params, x), rtol=0, atol=LAYER)
+
+
+def test_layouts_are_fixed_on_one_tpu_alone(monkeypatch):
+    structure, params = random_module(level(16))
+    monkeypatch.setenv("MARIGOLD_JAX_STRIPS", "always")
+    x, constrained = normal(1, 7, 5, 16), []
+    for kind in ("cpu", "tpu"):
+        monkeypatch.setattr(strips, "platform", lambda kind=kind: kind)
+        constrained.append("layout_constraint" in str(jax.make_jaxpr(in_turn(structure))(params, x)))
+    with jax.sharding.use_abstract_mesh(make_mesh(1).abstract_mesh):
+        constrained.append("layout_constraint" in str(jax.make_jaxpr(in_turn(structure))(params, x)))
+    assert constrained == [False, True, False]
 
 
 def test_memory(monkeypatch):
