@@ -13,14 +13,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from marigold_jax.models.attention import platform
 
 # A layer stays whole if it would at 768x768, where so many numbers go into the decoder's last level. That is all of a
 # training at 480x640 as well. Above, memory is what counts: at 2048x1536 strips save 40 % of the decoder's temporaries
-# and 30 % of the encoder's (benchmarks/MEMORY.md).
+# and 30 % of the encoder's. On a TPU all layers stay whole: its compiler tiles them itself, and needs more for strips,
+# because each loop lays the picture out as it likes (benchmarks/MEMORY.md).
 LARGEST_WHOLE = 768 * 768 * 256
 STRIP = 2**24  # numbers in the larger of a strip's input and output, all pictures of the batch together
 
@@ -37,7 +37,7 @@ def wanted(x: Float[Array, "b h w c"], conv: nnx.Conv, factor: int = 1) -> bool:
     if mode not in MODES:
         raise ValueError(f"MARIGOLD_JAX_STRIPS={mode!r}: wanted one of {', '.join(MODES)}")
     numbers = factor**2 * x.shape[1] * x.shape[2] * max(x.shape[3], conv.out_features)
-    return mode == "always" or (mode == "auto" and numbers > LARGEST_WHOLE)
+    return mode == "always" or (mode == "auto" and numbers > LARGEST_WHOLE and platform() != "tpu")
 
 
 def convolve(
@@ -71,7 +71,7 @@ def convolve(
         y = of_strip(above, _rows(x, start, count), _below(x, start + count), start == 0, start + count == h)
         if beside is not None:
             y = y + shortcut(_rows(out if in_place else beside, start, count))
-        return jax.lax.dynamic_update_slice_in_dim(out, _row_major(y), factor * start, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(out, y, factor * start, axis=1)
 
     return _each_strip(write, beside if in_place else blank, h, _rows_of_strip(x, conv, factor))
 
@@ -94,7 +94,7 @@ def convolve_in_place(
         above, strip = _rows(ends, jnp.maximum(start // rows - 1, 0), 1), _rows(both, start, count)
         y = of_strip(above, strip, _below(both, start + count), start == 0, start + count == x.shape[1])
         both_of_strip = jnp.concatenate([y, shortcut(strip)], axis=-1)
-        return jax.lax.dynamic_update_slice_in_dim(both, _row_major(both_of_strip), start, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(both, both_of_strip, start, axis=1)
 
     return _each_strip(write, x, x.shape[1], rows)
 
@@ -130,17 +130,7 @@ def _each_strip(write: Callable[[Array, Array | int, int], Array], out: Array, h
 
 
 def _rows(x: Array, start: Array | int, count: int) -> Array:
-    return _row_major(jax.lax.dynamic_slice_in_dim(x, start, count, axis=1))
-
-
-def _row_major(strip: Array) -> Array:
-    """A strip laid out as the picture is. Left to itself, a TPU's compiler lays the picture out as the convolution of a
-    strip would like it, and copies the picture wherever two loops disagree. On several devices it is left to itself:
-    to constrain a layout there would gather the batch.
-    """
-    if platform() != "tpu" or jax.sharding.get_abstract_mesh().size > 1:
-        return strip
-    return with_layout_constraint(strip, Layout((0, 1, 2, 3)))
+    return jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
 
 
 def _below(x: Array, end: Array | int) -> Array:
