@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             f"config.data.batch_size={data.batch_size}: wanted a multiple of the {jax.process_count()} processes"
         )
     mix = mix_of(data.train)
-    datasets = {path: open_dataset(path, data) for path in mix}
+    datasets = {path: open_dataset(path, data) for path, _ in mix}
     seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
     keys = ("rgb", target, "mask", "span", "depth")
     if stored := config.run.get("latents", ""):
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             print(f"{stopped}; give the same command again to go on", flush=True)
             return
     loader = make_loader(
-        [(datasets[path], probability) for path, probability in mix.items()],
+        [(datasets[path], probability) for path, probability in mix],
         batch_size=data.batch_size // jax.process_count(),
         seed=config.run.seed,
         process_index=jax.process_index(),
@@ -188,10 +188,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     distributed.wait_for_all("exported")
 
 
-def mix_of(train: tuple) -> dict[str, float]:
+def mix_of(train: tuple) -> list[tuple[str, float]]:
     """Datasets and their shares. ValueError for anything else; a flag that Python cannot read arrives as a string."""
     try:
-        return {str(name): float(share) for name, share in train}
+        return [(str(name), float(share)) for name, share in train]
     except (TypeError, ValueError):
         wanted = "(('NAME/SPLIT', 0.9), ('NAME/SPLIT', 0.1))"
         raise ValueError(f"config.data.train: wanted pairs with numbers, {wanted}; found {train}") from None
