@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from marigold_jax import Marigold, compilation
 from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.scoring import QUANTITIES, means, score, table
+from marigold_jax.scoring import QUANTITIES, means, score, spread, table
 from marigold_jax.weights import checkpoint
 from marigold_jax.weights.sources import resolve
 
@@ -69,8 +69,7 @@ def main() -> None:
 
     compilation.enable_cache()
     split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
-    limit = min(arguments.limit, len(split))
-    indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, limit).astype(int))]
+    indices = spread(split, arguments.limit)
     lines, quantity = [], QUANTITIES["depth"]
     for row in ROWS:
         name = getattr(arguments, row.checkpoint)
@@ -87,11 +86,14 @@ def main() -> None:
             predictions[index] = pipe(rgb, **options).prediction[0]
             seconds.append(time.perf_counter() - started)
         scores = score(predictions.get, split, indices, quantity.alignments[0], allow_missing=False, quantity=quantity)
-        mean = means(scores)
-        lines.append([row.title, *(mean[key] for key in quantity.headline), float(np.median(seconds))])
+        first, second = quantity.headline
+        values, mean = [one[first] for one in scores.values()], means(scores)
+        error = float(np.std(values) / len(values) ** 0.5)
+        lines.append([row.title, mean[first], error, mean[second], float(np.median(seconds))])
     device = jax.devices()[0].device_kind
     print(f"{datetime.date.today()}, {device}, {os.cpu_count()} cores, jax {jax.__version__}; {len(indices)} images")
-    print(table([quantity.name, *quantity.headline, "s a picture"], lines))
+    first, second = quantity.headline
+    print(table([quantity.name, first, "standard error", second, "s a picture"], lines))
 
 
 if __name__ == "__main__":

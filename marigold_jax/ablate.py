@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from marigold_jax.data.predictions import save
 from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.scoring import Look, means, score, table
+from marigold_jax.scoring import Look, means, score, spread, table
 
 SIZES = (1, 2, 3, 5, 10, 15, 20)  # of ensembles
 STEPS = (1, 2, 4, 10, 25, 50)
@@ -226,8 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, overrides = parse(argv)
     try:
         split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
-        count = min(arguments.limit, len(split))
-        indices = [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
+        indices = spread(split, arguments.limit)
         from marigold_jax import compilation  # here, so that --help and a mistyped flag need not wait for JAX
 
         compilation.enable_cache()

@@ -56,6 +56,7 @@ from marigold_jax.scoring import (
     quantity_of,
     report,
     score,
+    spread,
     table,
 )
 
@@ -218,9 +219,9 @@ def blind(train: PreparedSplit, split: Split, quantity: Quantity) -> dict[str, L
     """
     if quantity.name not in train.features:
         raise ValueError(f"--blind: {train.path} holds no {quantity.name}")
-    picks = np.unique(np.linspace(0, len(train) - 1, MEAN_OF).astype(int))
+    picks = spread(train, MEAN_OF)
     options = {"size": train[0]["mask"].shape[:2], "flip": False, "antialias": True, "far_fill": True}
-    mean = sum(transform(train[int(index)], **options)[quantity.sample] for index in picks) / np.float32(len(picks))
+    mean = sum(transform(train[index], **options)[quantity.sample] for index in picks) / np.float32(len(picks))
     constant = np.float32(quantity.constant)
     return {
         "constant": lambda index: np.broadcast_to(constant, split[index][quantity.name].shape),
@@ -249,8 +250,7 @@ def evaluate(arguments: argparse.Namespace, name: str, index: int = 0, count: in
     else:
         split = PreparedSplit(str(arguments.data_dir / name / arguments.split))
         arguments = with_defaults(arguments, seed=SEED)  # at the checkpoint's own resolution
-    limit = min(arguments.limit or len(split), len(split))
-    indices = [int(each) for each in np.unique(np.linspace(0, len(split) - 1, limit).astype(int))]
+    indices = spread(split, arguments.limit)
     folder = arguments.output_dir / name
     train = PreparedSplit(str(arguments.data_dir / name / "train")) if arguments.blind else None
     if not arguments.predictions:

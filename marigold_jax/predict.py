@@ -219,6 +219,8 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         except RuntimeError as error:  # the program does not fit the device
             (failed := Future()).set_exception(error)
             return failed
+        except ValueError as error:  # what an environment variable asks of the network cannot be had
+            raise Stop(error) from None
         maps = {"prediction": raw.prediction, "uncertainty": raw.uncertainty}
         return writers.submit(lambda: {name: np.asarray(values) for name, values in maps.items() if values is not None})
 

@@ -128,6 +128,12 @@ def quantity_of(look: Look, split: Split, indices: Sequence[int]) -> Quantity:
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
+def spread(split: Split, limit: int | None = None) -> list[int]:
+    """The numbers of at most `limit` images of a split, evenly spread over it; of all without a limit."""
+    count = min(limit or len(split), len(split))
+    return [int(index) for index in np.unique(np.linspace(0, len(split) - 1, count).astype(int))]
+
+
 def each(function: Callable[[int], Any], indices: Sequence[int], doing: str) -> Iterator[Any]:
     """The function of each index, in order, from several threads; an error stops them all."""
     with ThreadPoolExecutor(THREADS) as pool:

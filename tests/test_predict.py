@@ -375,6 +375,15 @@ def test_out_of_device_memory(photos, network, capsys):
     assert (folder / "depth_npy/p0_depth.npy").exists()
 
 
+def test_what_the_network_cannot_be_asked_is_one_line(photos, network, capsys):
+    for index in range(2):
+        picture(photos / f"p{index}.png", 20, 30)
+    network.error = ValueError("MARIGOLD_JAX_STRIPS='on': wanted one of auto, always, never"), 1
+    status, _ = run(photos, "--batch_size", 1)
+    assert status == 1
+    assert capsys.readouterr().err == "stopped: MARIGOLD_JAX_STRIPS='on': wanted one of auto, always, never\n"
+
+
 def test_nan_is_an_error(photos, network, capsys, monkeypatch):
     picture(photos / "p.png", 20, 30)
     answer = SimpleNamespace(prediction=np.full((1, 64, 64, 1), np.nan, np.float32), uncertainty=None)
