@@ -66,16 +66,16 @@ def main() -> None:
     add("--limit", type=int, default=100, help="score so many images, evenly spread (default: 100)")
     add("--seed", type=int, default=1234)
     arguments = parser.parse_args()
+    rows = [row for row in ROWS if getattr(arguments, row.checkpoint)]
+    if not rows:
+        parser.error("name at least one checkpoint: --diffusion, --lcm or --end_to_end")
 
     compilation.enable_cache()
     split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
     indices = spread(split, arguments.limit)
-    lines, quantity = [], QUANTITIES["depth"]
-    for row in ROWS:
-        name = getattr(arguments, row.checkpoint)
-        if name is None:
-            continue
-        pipe = load(name, row.spacing)
+    lines = []
+    for row in rows:
+        pipe = load(getattr(arguments, row.checkpoint), row.spacing)
         quantity = QUANTITIES[pipe.modality.name]
         options = {"num_inference_steps": row.steps, "ensemble_size": row.members, "seed": arguments.seed}
         pipe(split[indices[0]]["rgb"], **options)
