@@ -1,10 +1,16 @@
-"""One full-size training step of Stable Diffusion 2: seconds, samples a second and peak memory.
+"""One training step, ours beside PyTorch's, in one run: seconds, samples a second, MFU and peak memory.
 
-    python benchmarks/training_step.py                                        batch 1 at 480x640, float32
-    python benchmarks/training_step.py --batch_size 32 --dtype bfloat16 --remat blocks      on a GPU of 80 GB
+    python benchmarks/training_step.py                           the small model that ships, on this machine's CPUs
+    python benchmarks/training_step.py --full --alone --encode   Stable Diffusion 2, batch 1 at 480x640, 20 GB
+    python benchmarks/training_step.py --full --batch_size 32 --dtype bfloat16 --remat blocks --compile
 
-Random weights, random pictures; encoding with the frozen VAE, gradient, Adam. The second step and those after it count;
-on GPUs and TPUs the device's own peak is printed, elsewhere the process's.
+The last is meant for a GPU of 80 GB; both sides take it where they find one. A step is the gradient of the paper's
+objective on cached latents, with Gaussian noise, and Adam. `--encode` encodes images and depth with the frozen VAE
+first. The peer is diffusers' UNet with the same configuration, PyTorch's fused Adam and, for bfloat16, autocast;
+`--remat` other than none is its gradient checkpointing, `--compile` gives it torch.compile. After a first step each
+(compiling) the two take turns, and the median counts. MFU: the operations of our step, nothing computed twice, over
+what the device could do in that time: its maker's figure for bfloat16, or, on CPUs, the fastest of ten products of two
+matrices of 2048x2048.
 """
 
 import argparse
@@ -12,6 +18,7 @@ import datetime
 import os
 import resource
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,67 +27,183 @@ import numpy as np
 from marigold_jax.models import functional, unet, vae
 from marigold_jax.objectives.contract import REMAT
 from marigold_jax.objectives.diffusion import diffusion_objective
+from marigold_jax.operations import flops
 from marigold_jax.optimiser import iter_exponential, make_optimiser
+from marigold_jax.progress import peak_flops
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.training import init_state, make_steps
+from marigold_jax.weights.checkpoint import load
+from marigold_jax.weights.scratch import SCHEDULER
+from marigold_jax.weights.sources import resolve
 
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "clip_sample": False,
-}
+Step = Callable[[], float]  # takes one step and returns its loss
+RATE, CELL = 3e-5, 8
 
 
-def peak_gib() -> float:
+def networks(full: bool) -> list[tuple[functional.Structure, functional.Params]]:
+    """Structure and parameters of UNet and VAE: random at full size, else what ships."""
+    if full:
+        makes = (lambda rngs: unet.UNet(unet.SD2, rngs)), (lambda rngs: vae.VAE(vae.SD2, rngs))
+        return [functional.initialise(make) for make in makes]
+    checkpoint = load(resolve(None))
+    return [(part.structure, part.params) for part in (checkpoint.unet, checkpoint.vae)]
+
+
+def make_batch(size: tuple[int, int, int], encode: bool) -> dict[str, np.ndarray]:
+    """Random pictures (b, h, w), or latents of them."""
+    random, (b, h, w) = np.random.default_rng(0), size
+    if encode:
+        pixels = {key: random.uniform(-1, 1, (*size, c)).astype(np.float32) for key, c in (("rgb", 3), ("target", 1))}
+        return pixels | {"mask": np.ones((*size, 1), bool)}
+    latents = random.standard_normal((b, 2, h // CELL, w // CELL, 4), np.float32)
+    return {"latents": latents, "latent_mask": np.ones((b, h // CELL, w // CELL, 1), bool)}
+
+
+def jax_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> tuple[Step, float]:
+    """Our step, and its operations, nothing computed twice."""
+    (unet_structure, params), (vae_structure, vae_params) = networks(arguments.full)
+    options = {"noise": "gaussian", "compute_dtype": jnp.dtype(arguments.dtype)}
+    schedule = NoiseSchedule.from_config(SCHEDULER)
+    objective, lean = (
+        diffusion_objective(unet_structure, vae_structure, schedule, remat=remat, **options)
+        for remat in (arguments.remat, "none")
+    )
+    optimiser = make_optimiser("adam", iter_exponential(RATE))
+    state = init_state(params, optimiser)
+    width = next(x.shape[0] for path, x in params.items() if path.endswith("attn2.to_k.kernel"))
+    frozen = {"empty_prompt": jnp.zeros((2, width))} | ({"vae": vae_params} if arguments.encode else {})
+    operations = flops(jax.grad(lean, has_aux=True), params, frozen, batch, jax.random.key(0))
+    accumulate, update = make_steps(objective, optimiser, accumulation=1, seed=0)
+    batch, steps = jax.device_put(batch), iter(range(10**6))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = update(state, accumulate(None, state["params"], frozen, batch, next(steps), 0))
+        return float(metrics["loss"])  # waits for the device
+
+    return step, operations
+
+
+def torch_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> Step:
+    """The same in PyTorch, with the modules of diffusers."""
+    import diffusers
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(0)
+    if arguments.full:
+        sd2 = {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True}
+        net = diffusers.UNet2DConditionModel(in_channels=8, **sd2)
+        encoder = diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            layers_per_block=2,
+        )
+    else:
+        folder = str(resolve(None))
+        net = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+        encoder = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    if arguments.remat != "none":
+        net.enable_gradient_checkpointing()
+    encoder = encoder.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    optimiser = torch.optim.Adam(net.parameters(), RATE, fused=True)
+    schedule = diffusers.DDIMScheduler.from_config(SCHEDULER)
+    forward = torch.compile(net) if arguments.compile else net
+    tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
+    half = torch.autocast(device, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
+
+    def latents_of() -> tuple[torch.Tensor, torch.Tensor]:
+        if not arguments.encode:
+            pairs = tensors["latents"].permute(1, 0, 4, 2, 3)
+            return pairs[0], pairs[1]
+        images = torch.cat([tensors["rgb"], tensors["target"].repeat(1, 1, 1, 3)]).permute(0, 3, 1, 2)
+        with torch.no_grad(), half:
+            latents = encoder.encode(images).latent_dist.mean * encoder.config.scaling_factor
+        return latents.float().chunk(2)
+
+    def step() -> float:
+        rgb, target = latents_of()
+        noise = torch.randn_like(target)
+        t = torch.randint(0, schedule.config.num_train_timesteps, (len(target),), device=device)
+        seen = torch.cat([rgb, schedule.add_noise(target, noise, t)], 1).contiguous(memory_format=torch.channels_last)
+        with half:
+            text = torch.zeros(len(target), 2, net.config.cross_attention_dim, device=device)
+            output = forward(seen, t, text, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(output.float(), schedule.get_velocity(target, noise, t))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()  # waits for the device
+
+    return step
+
+
+def peak_here() -> tuple[float, str]:
+    """Operations a second that this machine's devices could do, and who says so."""
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    if known := peak_flops(kind):
+        return known * count, f"{known * count / 1e12:.0f} TFLOP/s by its maker"
+    matrix, seconds = jnp.ones((2048, 2048)), []
+    for _ in range(10):
+        started = time.perf_counter()
+        (matrix @ matrix).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    measured = 2 * 2048**3 / min(seconds)
+    return measured, f"{measured / 1e9:.0f} GFLOP/s by a product of matrices"
+
+
+def peak_gib() -> str:
+    """The most memory so far: of the accelerator, as our side used it, or of this process."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.get("peak_bytes_in_use", on_host) / 2**30
+    if "peak_bytes_in_use" in statistics:
+        return f"ours took {statistics['peak_bytes_in_use'] / 2**30:.1f} GiB of the device at most"
+    return f"this process took {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB at most"
+
+
+def seconds(step: Step) -> float:
+    started = time.perf_counter()
+    loss = step()
+    assert np.isfinite(loss), loss
+    return time.perf_counter() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--full", action="store_true", help="the networks of Stable Diffusion 2, random")
+    parser.add_argument("--alone", action="store_true", help="without PyTorch")
+    parser.add_argument("--encode", action="store_true", help="encode in every step, instead of cached latents")
+    parser.add_argument("--batch_size", type=int, help="(default: 8; with --full 1)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="(default: 96 128; 480 640)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=REMAT, default="none")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one for compiling")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for PyTorch")
+    parser.add_argument("--repeats", type=int, help="timed steps of each (default: 20; with --full 3)")
     arguments = parser.parse_args()
+    count = arguments.batch_size or (1 if arguments.full else 8)
+    size = (count, *(arguments.size or ((480, 640) if arguments.full else (96, 128))))
+    batch = make_batch(size, arguments.encode)
 
-    unet_structure, params = functional.initialise(lambda rngs: unet.UNet(unet.SD2, rngs))
-    vae_structure, vae_params = functional.initialise(lambda rngs: vae.VAE(vae.SD2, rngs))
-    schedule = NoiseSchedule.from_config(SCHEDULER)
-    options = {"compute_dtype": jnp.dtype(arguments.dtype), "remat": arguments.remat}
-    objective = diffusion_objective(unet_structure, vae_structure, schedule, **options)
-    optimiser = make_optimiser("adam", iter_exponential(3e-5))
-    state = init_state(params, optimiser)
-    del params
-    accumulate, update = make_steps(objective, optimiser, accumulation=1, seed=0)
-
-    random = np.random.default_rng(0)
-    size = (arguments.batch_size, arguments.height, arguments.width)
-    batch = {
-        "rgb": random.uniform(-1, 1, (*size, 3)).astype(np.float32),
-        "target": random.uniform(-1, 1, (*size, 1)).astype(np.float32),
-        "mask": np.ones((*size, 1), bool),
-    }
-    frozen = {"vae": vae_params, "empty_prompt": jnp.zeros((2, unet.SD2.cross_attention_dim))}
-    seconds = []
-    for step in range(arguments.steps + 1):
-        started = time.perf_counter()
-        state, metrics = update(state, accumulate(None, state["params"], frozen, batch, step, 0))
-        loss = float(metrics["loss"])
-        seconds.append(time.perf_counter() - started)
-        print(f"step {step}: loss {loss:.4f}, {seconds[-1]:.2f} s", flush=True)
-    fastest = min(seconds[1:])
-    device = jax.devices()[0].device_kind
-    print(f"{datetime.date.today()}, {device}, {os.cpu_count()} cores, batch {' x '.join(map(str, size))}, ", end="")
-    print(f"{arguments.dtype}, remat {arguments.remat}")
-    print(f"{fastest:.2f} s a step, {arguments.batch_size / fastest:.3f} samples/s, peak {peak_gib():.1f} GiB")
+    ours, operations = jax_side(arguments, batch)
+    sides = {"ours": ours} if arguments.alone else {"PyTorch": torch_side(arguments, batch), "ours": ours}
+    peak, source = peak_here()
+    print(f"{datetime.date.today()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
+    print(f"batch {' x '.join(map(str, size))}, {'encoded in the step' if arguments.encode else 'latents'}, ", end="")
+    print(f"{arguments.dtype}, remat {arguments.remat}, {operations / 1e12:.3g} TFLOP; {source}", flush=True)
+    first = {name: seconds(step) for name, step in sides.items()}
+    repeats = range(arguments.repeats or (3 if arguments.full else 20))
+    taken = [{name: seconds(step) for name, step in sides.items()} for _ in repeats]
+    median = {name: float(np.median([row[name] for row in taken])) for name in sides}
+    for name, each in median.items():
+        print(
+            f"{name:8}{each:8.3f} s a step{count / each:9.2f} samples/s, MFU {operations / each / peak:.1%}, "
+            f"first step {first[name]:.1f} s"
+        )
+    if not arguments.alone:
+        print(f"ours is {median['PyTorch'] / median['ours']:.2f} times as fast")
+    print(peak_gib())
 
 
 if __name__ == "__main__":

@@ -92,15 +92,12 @@ def compile_for(
 def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     """The gradient of a micro-batch and the update, as `train` compiles them on these devices."""
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp, devices), (("", "fsdp"),))
-    chips, data, target = len(devices), config.data, TARGETS[config.model.prediction][0]
+    chips, data = len(devices), config.data
     if data.batch_size % chips:
         raise ValueError(f"config.data.batch_size={data.batch_size}: wanted a multiple of the {chips} chips")
     base = runs.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
-    objective = dict(config.objective)
-    recipe, lean = (
-        make_recipe(base, config.model.prediction, options, config.run.seed, **config.optim)
-        for options in (objective, objective | ({"remat": "none"} if "remat" in objective else {}))
-    )
+    objective, stored = dict(config.objective), config.run.get("latents", "")
+    recipe = make_recipe(base, config.model.prediction, objective, config.run.seed, stored, **config.optim)
     programs = make_programs(
         recipe.objective,
         recipe.optimiser,
@@ -112,16 +109,12 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
 
     state = state_shapes(recipe.params, recipe.optimiser, recipe.ema_decay is not None, layout)
     frozen = layout.shapes(recipe.frozen | ({"target": recipe.params} if recipe.follows else {}))
-    size = (data.batch_size, *(tuple(data.size) or HYPERSIM))
-    images = {"rgb": (3, jnp.float32), target: (3 if target == "normals" else 1, jnp.float32), "mask": (1, bool)}
-    images["depth"] = (1, jnp.float32)
-    batch = {key: jax.ShapeDtypeStruct((*size, channels), dtype) for key, (channels, dtype) in images.items()}
-    batch = layout.batch_shapes(batch | {"span": jax.ShapeDtypeStruct(size[:1], jnp.float32)})
+    batch = layout.batch_shapes(micro_batch(config, base.vae.config))
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
         operations, useful = (
             flops(jax.grad(one, has_aux=True), state["params"], frozen, batch, jax.random.key(0))
-            for one in (recipe.objective, lean.objective)
+            for one in (recipe.objective, recipe.lean)
         )
         total = layout.shapes(jax.eval_shape(programs.zeros, state["params"], frozen, batch))
     begun = None if data.accumulation == 1 else total
@@ -132,6 +125,22 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     work = {"operations": operations, "useful": useful}
     yield compile_for("gradient", programs.add, gradient, chips, **work, resident=per_chip((*lie, begun)))
     yield compile_for("update", programs.apply, (state, total), chips, resident=per_chip((*lie, total)))
+
+
+def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the loader would give: images, or the latents that stand in their place."""
+    count, (height, width) = config.data.batch_size, tuple(config.data.size) or HYPERSIM
+    if config.run.get("latents", ""):
+        latent = height // vae.downsampling, width // vae.downsampling
+        return {
+            "latents": jax.ShapeDtypeStruct((count, 2, *latent, vae.latent_channels), jnp.float32),
+            "latent_mask": jax.ShapeDtypeStruct((count, *latent, 1), bool),
+        }
+    target = TARGETS[config.model.prediction][0]
+    channels = {"rgb": 3, target: 3 if target == "normals" else 1, "depth": 1}
+    images = {key: jax.ShapeDtypeStruct((count, height, width, c), jnp.float32) for key, c in channels.items()}
+    mask, span = jax.ShapeDtypeStruct((count, height, width, 1), bool), jax.ShapeDtypeStruct((count,), jnp.float32)
+    return images | {"mask": mask, "span": span}
 
 
 def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:

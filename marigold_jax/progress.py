@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from marigold_jax.operations import flops
+
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
 # Dense bfloat16 operations a second, as the makers state them, by a word in what the device calls itself: the first
@@ -38,7 +40,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def flops_counter(function: Callable) -> Callable[..., float]:
-    """Returns a function that tells the arithmetic in one call of `function`, as XLA counts it before compiling.
+    """Returns a function that tells the arithmetic in one call of `function`, over all devices.
 
     It answers 0 on devices whose peak is not known, and looks only once at arguments of the same shapes.
     """
@@ -49,7 +51,7 @@ def flops_counter(function: Callable) -> Callable[..., float]:
             return 0.0
         shapes = tuple(x.shape for x in jax.tree.leaves(arguments))
         if shapes not in known:
-            known[shapes] = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
+            known[shapes] = flops(function, *arguments)
         return known[shapes]
 
     return count

@@ -20,13 +20,14 @@ class Recipe(NamedTuple):
     """`trains`: "unet" or "vae"; `params`: what trains, and `frozen`: what does not, as the objective takes them.
 
     `ema_decay` is None where nothing is averaged. Where the objective `follows` the average, that is its
-    `frozen["target"]`.
+    `frozen["target"]`. `lean` is the same objective with nothing computed twice, to count the arithmetic of.
     """
 
     trains: str
     params: Params
     frozen: Frozen
     objective: Objective
+    lean: Objective
     optimiser: optax.GradientTransformation
     ema_decay: float | None
     follows: bool
@@ -37,6 +38,7 @@ def make_recipe(
     prediction: str,
     objective: Mapping[str, Any],
     seed: int,
+    stored: str = "",
     *,
     name: str,
     lora_rank: int,
@@ -57,6 +59,7 @@ def make_recipe(
         objective: `name`, a row of `OBJECTIVES`; `prompt_length`, a key of the empty prompt; and the options of that
             objective.
         seed: of the low-rank corrections.
+        stored: how latents are stored that batches will hold in place of images; then no VAE is needed.
         name, betas, epsilon, weight_decay, clip_norm: see `make_optimiser`; a clip of 0 is none.
         lora_rank: of corrections to attention, which then alone train; 0 trains everything.
         learning_rate, total_steps, final_ratio, warmup_steps: see `iter_exponential`.
@@ -73,14 +76,21 @@ def make_recipe(
         raise ValueError(
             f"config.optim.ema_decay=0: the objective {objective_name} follows an average; wanted a decay, as 0.95"
         )
+    if stored and not row.reads_latents:
+        raise ValueError(f"config.run.latents={stored}: the objective {objective_name} is about pixels; leave it empty")
     prompt = jnp.asarray(base.empty_prompt[options.pop("prompt_length")])
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
-    loss, params = row.make(*structures, schedule, target=prediction, **options), getattr(base, row.trains).params
+    plain = options | ({"remat": "none"} if "remat" in options else {})
+    loss, lean = (row.make(*structures, schedule, target=prediction, **given) for given in (options, plain))
+    params = getattr(base, row.trains).params
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if row.trains != "vae" else {}
+    if stored:
+        del frozen["vae"]
     if lora_rank or row.follows:
         frozen[row.trains] = params
     if lora_rank:
-        loss, params = lora.adapt(loss), lora.init(params, lora_rank, jax.random.key(seed))
+        loss, lean = lora.adapt(loss), lora.adapt(lean)
+        params = lora.init(params, lora_rank, jax.random.key(seed))
     rates = iter_exponential(learning_rate, total_steps, final_ratio, warmup_steps)
     optimiser = make_optimiser(name, rates, weight_decay, clip_norm or None, tuple(betas), epsilon)
-    return Recipe(row.trains, params, frozen, loss, optimiser, ema_decay or None, row.follows)
+    return Recipe(row.trains, params, frozen, loss, lean, optimiser, ema_decay or None, row.follows)

@@ -26,7 +26,6 @@ from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.predictions import save
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.objectives.contract import TARGETS
 from marigold_jax.recipe import make_recipe
 from marigold_jax.training import init_state, make_steps
@@ -55,6 +54,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
+    stored = config.run.get("latents", "")
+    recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, stored, **config.optim)
 
     # ----------------------------------------------------------------------------------------------------------- Data
     data, target = config.data, TARGETS[config.model.prediction][0]
@@ -66,9 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     datasets = {path: open_dataset(path, data) for path, _ in mix}
     seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
     keys = ("rgb", target, "mask", "span", "depth")
-    if stored := config.run.get("latents", ""):
-        if not OBJECTIVES[name := config.objective.name].reads_latents:
-            raise ValueError(f"config.run.latents={stored}: the objective {name} is about pixels; leave it empty")
+    if stored:
         if built_in := datasets.keys() & BUILT_IN.keys():
             raise ValueError(f"config.run.latents={stored}: wanted prepared datasets, not {min(built_in)}")
         if data.zoom != 1:
@@ -103,10 +102,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             )
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
-    recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, **config.optim)
     trains, objective, optimiser, ema_decay = recipe.trains, recipe.objective, recipe.optimiser, recipe.ema_decay
-    # Where latents are stored, nothing is left to encode.
-    frozen = layout.place({key: value for key, value in recipe.frozen.items() if not (stored and key == "vae")})
+    count = progress.flops_counter(jax.grad(recipe.lean, has_aux=True))
+    frozen = layout.place(recipe.frozen)
     state = init_state(recipe.params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
     base = runs.with_params(base, trains, frozen.get(trains, {}))
@@ -128,7 +126,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     reporter = progress.Progress(workdir, first, last, data.batch_size * data.accumulation, speak=speaks)
 
     # ------------------------------------------------------------------------------------------------------- The loop
-    count, metrics = progress.flops_counter(jax.grad(objective, has_aux=True)), None
+    metrics = None
     for step in range(first, last):
         if signals:
             break

@@ -210,6 +210,17 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     assert f"of 1.00 GiB ({sum(gradient.bytes.values()) / chip.hbm:.1%})" in out
 
 
+def test_stored_latents_leave_the_vae_out():
+    chip, config = jax.devices()[:1], small_config(run__latents="float32")
+    gradient, update = aot.train(config, chip)
+    encoding, _ = aot.train(small_config(), chip)
+    assert 0 < gradient.work.useful < encoding.work.useful
+    assert gradient.bytes["arguments"] < encoding.bytes["arguments"]
+    assert gradient.bytes["arguments"] + gradient.bytes["beside"] == update.bytes["arguments"] + update.bytes["beside"]
+    with pytest.raises(ValueError, match="the objective end_to_end is about pixels"):
+        next(aot.train(small_config({"name": "end_to_end", "prompt_length": 2}, run__latents="float32"), chip))
+
+
 def test_shapes_are_those_of_the_weights():
     shapes, loaded = checkpoint.shapes_of(SHIPPED / "marigold-rooms"), checkpoint.load(SHIPPED / "marigold-rooms")
     for name in ("unet", "vae"):
