@@ -19,7 +19,7 @@ import datetime
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -99,7 +99,7 @@ def stored(loss: Callable, *arguments: Any) -> Iterator[Any]:
     traced = jax.make_jaxpr(lambda first, *rest: jax.tree.leaves(jax.vjp(lambda p: loss(p, *rest), first)[1]))(
         *arguments
     ).jaxpr
-    seen = set(map(id, traced.invars))
+    seen = set(map(id, (*traced.invars, *traced.constvars)))
     for array in traced.outvars:
         if not isinstance(array, Literal) and id(array) not in seen:
             seen.add(id(array))
@@ -126,22 +126,41 @@ def training(arguments: argparse.Namespace) -> None:
                 options = {"compute_dtype": DTYPES[dtype], "remat": remat}
                 compute = OBJECTIVES[objective].make(*structures, schedule, **options)
                 loss = lambda *arrays, compute=compute: compute(*arrays)[0]  # noqa: E731
-                kept = sum(
-                    array.size * array.dtype.itemsize for array in stored(loss, base.unet.params, frozen, batch, key)
-                )
+                kept = total(stored(loss, base.unet.params, frozen, batch, key))
                 work = flops(jax.grad(loss), base.unet.params, frozen, batch, key)
                 first = first or work
                 print(
                     f"{objective:12} {dtype:9} {remat:7} {kept / GB:7.2f} {work / 1e12:7.2f} {work / first:8.2f}",
                     flush=True,
                 )
-    # Where the decoder is computed again going backward, all that its own gradient needs exists once more, all at once.
+    # A block that is computed again going backward then keeps what its own gradient needs, one block at a time.
     for dtype in arguments.dtypes:
         params = {path: Shape(x.shape, DTYPES[dtype]) for path, x in base.vae.params.items()}
         latent = Shape((1, 60, 80, 4), DTYPES[dtype])
-        decode = lambda latents, params: functional.merge(base.vae.structure, params).decode(latents)  # noqa: E731
-        kept = sum(array.size * array.dtype.itemsize for array in stored(decode, latent, params))
-        print(f"{'the decoder':12} {dtype:9} {'':7} {kept / GB:7.2f}", flush=True)
+        for remat in ("none", "blocks"):
+            inside: list[int] = []
+            decode = functools.partial(_decode, base.vae.structure, REMAT[remat], inside)
+            kept = total(stored(decode, latent, params))
+            print(f"{'the decoder':12} {dtype:9} {remat:7} {kept / GB:7.2f}", end="")
+            print(f"; inside its largest block {max(inside) / GB:.2f}", flush=True)
+
+
+def _decode(structure: Any, checkpoint: Callable, inside: list[int], latents: Any, params: Any) -> Any:
+    """Decodes, and appends the bytes that each block stores for its own gradient to `inside`."""
+
+    def wrap(block: Callable) -> Callable:
+        def call(x: Any) -> Any:
+            inside.append(total(stored(block, x)))
+            return checkpoint(block)(x)
+
+        return call
+
+    return functional.merge(structure, params).decode(latents, wrap)
+
+
+def total(arrays: Iterable[Any]) -> int:
+    """Their bytes together."""
+    return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def main() -> None:

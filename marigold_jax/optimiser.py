@@ -1,4 +1,4 @@
-"""Adam and its learning rate, as Marigold (arXiv 2312.02145) and E2E-FT (arXiv 2409.11355) use them."""
+"""Optimisers and their learning rate, as Marigold (arXiv 2312.02145) and E2E-FT (arXiv 2409.11355) use them."""
 
 from typing import Any, NamedTuple
 
@@ -54,10 +54,16 @@ def follow(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-# Where weight decay enters: into the gradient, before the moments (L2), or beside the step (decoupled, 1711.05101).
+def _factored(decay: optax.GradientTransformation, adam: optax.GradientTransformation) -> tuple:
+    """Row and column means of the second moment, no first one; no array steps further than its learning rate (RMS)."""
+    return optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay
+
+
+# What a gradient goes through. Weight decay enters before the moments (L2), or beside the step (decoupled, 1711.05101).
 _ORDERS = {
     "adam": lambda decay, adam: (decay, adam),
     "adamw": lambda decay, adam: (adam, decay),
+    "adafactor": _factored,
 }
 
 
@@ -69,12 +75,14 @@ def make_optimiser(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Returns "adam" or "adamw", equal to PyTorch's optimiser of that name, behind an optional clip by global norm.
+    """Returns the optimiser of that name, behind an optional clip by global norm.
 
+    "adam" and "adamw" are PyTorch's. "adafactor" is optax's, without momentum (arXiv 1804.04235): its state is a few
+    megabytes where Adam's is twice the parameters, and `betas` and `epsilon` mean nothing to it.
     `optax.tree.get(state, "learning_rate")` is that of the last update.
 
     Raises:
-        ValueError: the name is neither.
+        ValueError: there is no such name.
     """
     if name not in _ORDERS:
         raise ValueError(f"make_optimiser: name is {name!r}, wanted one of {', '.join(_ORDERS)}")

@@ -66,7 +66,9 @@ def test_encode_and_decode(tmp_path, size):
     strong = 6 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0))  # far beyond the clamp
     wanted = theirs.decode(strong / 0.7).sample
     assert wanted.std() > 0.1
-    np.testing.assert_allclose(ours.decode(jnp.asarray(oracle.nhwc(strong))), oracle.nhwc(wanted), rtol=0, atol=1e-4)
+    for more in ((), (jax.checkpoint,)):
+        decoded = ours.decode(jnp.asarray(oracle.nhwc(strong)), *more)
+        np.testing.assert_allclose(decoded, oracle.nhwc(wanted), rtol=0, atol=1e-4)
 
 
 def test_the_published_size_has_these_names():

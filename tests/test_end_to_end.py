@@ -98,17 +98,22 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units):
         assert np.linalg.norm(got - want) <= 1e-4 * max(np.linalg.norm(want), 1e-6), path
 
 
-def test_decoding_one_by_one_changes_nothing(both, batch):
+def test_what_is_computed_again_changes_nothing(both, batch):
     _, ours = both
     schedule = NoiseSchedule.from_config(dict(ours.scheduler))
     frozen = {"vae": ours.vae.params, "empty_prompt": jnp.asarray(ours.empty_prompt[2])}
-    losses = {}
+    losses, gradients = {}, {}
     for remat in REMAT:
         objective = end_to_end_objective(
             ours.unet.structure, ours.vae.structure, schedule, noise="multi_resolution", remat=remat
         )
-        losses[remat] = float(jax.jit(objective)(ours.unet.params, frozen, batch, jax.random.key(0))[0])
+        compute = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        (loss, _), gradients[remat] = compute(ours.unet.params, frozen, batch, jax.random.key(0))
+        losses[remat] = float(loss)
     assert len({round(loss, 4) for loss in losses.values()}) == 1, losses
+    for path, wanted in gradients.pop("none").items():
+        for got in gradients.values():
+            assert np.linalg.norm(got[path] - wanted) <= 1e-4 * max(np.linalg.norm(wanted), 1e-6), path
 
 
 def test_the_gradient_of_the_alignment_equals_finite_differences():

@@ -82,6 +82,34 @@ def test_optimiser_is_pytorchs(name, weight_decay, clip_norm):
             np.testing.assert_allclose(ours[key], theirs[key].detach().numpy(), rtol=0, atol=1e-6)
 
 
+def test_adafactor_is_that_of_its_paper():
+    """Algorithm 4 of arXiv 1804.04235 in float64, with the learning rate as it is and 0.8 for the decay's exponent."""
+    random = np.random.default_rng(0)
+    start = {"kernel": random.normal(size=(3, 3, 130, 128)), "bias": random.normal(size=130)}
+    wanted = {key: value.copy() for key, value in start.items()}
+    rows, columns, plain = np.zeros((3, 3, 128)), np.zeros((3, 3, 130)), np.zeros(130)
+    optimiser = make_optimiser("adafactor", iter_exponential(1e-2, total_steps=9, final_ratio=1.0, warmup_steps=0))
+    ours = {key: jnp.asarray(value, jnp.float32) for key, value in start.items()}
+    state = optimiser.init(ours)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 0.02 * sum(x.size for x in ours.values())
+    step = jax.jit(optimiser.update)
+    for n in range(1, 4):
+        gradient = {key: random.normal(size=value.shape) for key, value in start.items()}
+        decay = 1 - n**-0.8
+        square = gradient["kernel"] ** 2 + 1e-30
+        rows = decay * rows + (1 - decay) * square.mean(2)
+        columns = decay * columns + (1 - decay) * square.mean(3)
+        second = columns[..., None] * rows[..., None, :] / rows.mean(-1)[..., None, None]
+        plain = decay * plain + (1 - decay) * (gradient["bias"] ** 2 + 1e-30)
+        for key, moment in (("kernel", second), ("bias", plain)):
+            update = gradient[key] / np.sqrt(moment)
+            wanted[key] -= 1e-2 * update / max(1.0, np.sqrt((update**2).mean()))
+        updates, state = step({key: jnp.asarray(g, jnp.float32) for key, g in gradient.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for key, value in wanted.items():
+        np.testing.assert_allclose(ours[key], value, rtol=0, atol=1e-5)
+
+
 def test_unknown_optimiser_is_refused():
-    with pytest.raises(ValueError, match="'sgd', wanted one of adam, adamw"):
+    with pytest.raises(ValueError, match="'sgd', wanted one of adam, adamw, adafactor"):
         make_optimiser("sgd", iter_exponential(1e-3))

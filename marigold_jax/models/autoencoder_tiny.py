@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from marigold_jax.models.config import ANY
-from marigold_jax.models.layers import Keys, conv3x3, resize_nearest
+from marigold_jax.models.layers import Checkpoint, Keys, conv3x3, keep, resize_nearest
 
 FIXED = {
     "block_out_channels": ANY,  # the decoder's once more
@@ -79,9 +79,9 @@ class Block(nnx.Module):
         return nnx.relu(run(self.conv, x) + x)
 
 
-def run(layers: Iterable[nnx.Module], x: Array) -> Array:
+def run(layers: Iterable[nnx.Module], x: Array, checkpoint: Checkpoint = keep) -> Array:
     for layer in layers:
-        x = layer(x)
+        x = checkpoint(layer)(x)
     return x
 
 
@@ -113,8 +113,8 @@ class Decoder(nnx.Module):
             layers += [Block(width, rngs) for _ in range(count)]
         self.layers = nnx.List([*layers, conv3x3(width, config.out_channels, rngs)])
 
-    def __call__(self, z: Float[Array, "b i j z"]) -> Float[Array, "b h w c"]:
-        return run(self.layers, jnp.tanh(z / LARGEST_LATENT) * LARGEST_LATENT) * 2 - 1
+    def __call__(self, z: Float[Array, "b i j z"], checkpoint: Checkpoint) -> Float[Array, "b h w c"]:
+        return run(self.layers, jnp.tanh(z / LARGEST_LATENT) * LARGEST_LATENT, checkpoint) * 2 - 1
 
 
 class AutoencoderTiny(nnx.Module):
@@ -128,6 +128,6 @@ class AutoencoderTiny(nnx.Module):
         z = self.encoder(pixels)
         return z * jnp.asarray(self.config.scaling_factor, z.dtype)
 
-    def decode(self, latents: Float[Array, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Latents to pixels; nominally in [-1, 1], not clipped."""
-        return self.decoder(latents / jnp.asarray(self.config.scaling_factor, latents.dtype))
+    def decode(self, latents: Float[Array, "b i j z"], checkpoint: Checkpoint = keep) -> Float[Array, "b h w c"]:
+        """Latents to pixels; nominally in [-1, 1], not clipped. `checkpoint` wraps every call of a layer."""
+        return self.decoder(latents / jnp.asarray(self.config.scaling_factor, latents.dtype), checkpoint)

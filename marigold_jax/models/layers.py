@@ -14,6 +14,13 @@ from jaxtyping import Array, Float, Num
 
 from marigold_jax.models import strips
 
+Checkpoint = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkpoint`, or nothing
+
+
+def keep(block: Callable) -> Callable:
+    """The `Checkpoint` that wraps nothing: all that a gradient wants is kept."""
+    return block
+
 
 class Keys:
     """A fresh key for each layer that initialises itself: the one thing that layers ask `nnx.Rngs` for.

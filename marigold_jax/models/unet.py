@@ -4,7 +4,6 @@ Marigold widens `conv_in` to 8 channels: the RGB latent first, then the noisy la
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Num
 from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY
 from marigold_jax.models.layers import (
+    Checkpoint,
     Downsample,
     GroupNorm,
     Keys,
@@ -21,6 +21,7 @@ from marigold_jax.models.layers import (
     Upsample,
     conv3x3,
     gelu,
+    keep,
     sinusoidal_embedding,
 )
 
@@ -65,7 +66,6 @@ FIXED = {
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # block type -> has attention
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-Checkpoint = Callable[[Callable], Callable]  # wraps the call of a resnet or transformer: jax.checkpoint, or nothing
 TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differs from the resnets' (1e-5)
 
 
@@ -284,7 +284,7 @@ class UNet(nnx.Module):
         sample: Float[Array, "b h w c"],
         timesteps: Num[Array, " b"],
         encoder_hidden_states: Float[Array, "b m d"],
-        checkpoint: Checkpoint = lambda function: function,
+        checkpoint: Checkpoint = keep,
     ) -> Float[Array, "b h w k"]:
         """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows.
 

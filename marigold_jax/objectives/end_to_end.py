@@ -89,7 +89,7 @@ def end_to_end_objective(
         units: of the depth loss; a row of `UNITS`. All but "normalised" want `span` (b,) in the batch, the metres that
             the target's [-1, 1] stands for; "relative" also wants `depth` (b, h, w, 1), metres.
         compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
-        remat: a row of `REMAT`. With any but "none", images are decoded one at a time, and once more going backward.
+        remat: a row of `REMAT`, for UNet and decoder. With any but "none", images are decoded one at a time.
 
     Raises:
         ValueError: the target, noise, units or remat is unknown.
@@ -117,8 +117,7 @@ def end_to_end_objective(
         if remat == "none":
             pixels = vae.decode(latents)
         else:
-            decode = jax.checkpoint(lambda latent: vae.decode(latent[None])[0])
-            pixels = jax.lax.map(decode, latents)
+            pixels = jax.lax.map(lambda latent: vae.decode(latent[None], checkpoint)[0], latents)
         loss = loss_of(pixels.astype(jnp.float32), batch, weigh(batch) if target == "depth" else None)
         return loss, {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}
 
