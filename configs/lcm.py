@@ -14,8 +14,6 @@ and in diffusers, one by default. For normals, set `model.prediction`, a checkpo
 
 from ml_collections import ConfigDict
 
-GRID = 5  # timesteps that are learned
-
 
 def get_config() -> ConfigDict:
     return ConfigDict(
@@ -23,12 +21,7 @@ def get_config() -> ConfigDict:
             "model": {
                 "checkpoint": "prs-eth/marigold-depth-v1-1",
                 "prediction": "depth",
-                "scheduler": {
-                    "_class_name": "LCMScheduler",
-                    "rescale_betas_zero_snr": True,
-                    "original_inference_steps": GRID,
-                    "timestep_scaling": 10.0,
-                },
+                "scheduler": {},  # the teacher's noise schedule, and the sampler of the timesteps below
                 "description": {"default_denoising_steps": 1, "default_processing_resolution": 768},
             },
             "data": {
@@ -47,7 +40,7 @@ def get_config() -> ConfigDict:
             "objective": {
                 "name": "consistency",
                 "prompt_length": 2,
-                "grid": GRID,
+                "grid": 5,  # timesteps that are learned
                 "timestep_scaling": 10.0,
                 "huber": 1e-3,  # where the loss turns from squared to absolute
                 "compute_dtype": "float32",

@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 from marigold_jax import lora
 from marigold_jax.models.functional import Params
 from marigold_jax.objectives import OBJECTIVES
+from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
 from marigold_jax.weights.checkpoint import Checkpoint
@@ -85,16 +86,26 @@ def start_from(
     return dataclasses.replace(base, scheduler={**base.scheduler, **(scheduler or {})}, description=index)
 
 
-def start_of(objective: Mapping[str, Any], **model: Any) -> Checkpoint:
+def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None, **model: Any) -> Checkpoint:
     """Returns what a run starts from, by these two sections of its configuration; described as what it will become.
 
-    Raises ValueError for an unknown objective, and as `start_from` does.
+    Raises ValueError for an unknown objective, or one with a teacher where `scheduler` alters the noise schedule that
+    the teacher learned on; and as `start_from` does.
     """
     options = dict(objective)
     if (name := options.pop("name")) not in OBJECTIVES:
         raise ValueError(f"config.objective.name={name}: wanted one of {', '.join(OBJECTIVES)}")
-    base = start_from(**model)
-    return dataclasses.replace(base, description={**OBJECTIVES[name].describe(**options), **base.description})
+    row, base = OBJECTIVES[name], start_from(**model)
+    replaced = {**base.scheduler, **row.scheduler(**options), **(scheduler or {})}
+    if row.follows:
+        teacher, student = map(NoiseSchedule.from_config, (base.scheduler, replaced))
+        if not student.same_as(teacher):
+            raise ValueError(
+                f"config.model.scheduler={dict(scheduler or {})}: with the objective {name} wanted the noise schedule "
+                f"that the teacher {model['checkpoint']} learned on; leave betas and prediction_type out"
+            )
+    described = {**row.describe(**options), **base.description}
+    return dataclasses.replace(base, scheduler=replaced, description=described)
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:

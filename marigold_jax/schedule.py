@@ -151,6 +151,11 @@ class NoiseSchedule:
             )
         return cls(_alphas_cumprod(options), options["prediction_type"])
 
+    def same_as(self, other: "NoiseSchedule") -> bool:
+        """Whether a network learned on one may be asked on the other."""
+        alike = np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+        return alike and self.prediction_type == other.prediction_type
+
     @property
     def num_train_timesteps(self) -> int:
         """The number of timesteps that the network was trained on; 1000 for Stable Diffusion."""

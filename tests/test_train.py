@@ -28,6 +28,7 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.transforms import transform
 from marigold_jax.models import unet
 from marigold_jax.models.functional import abstract
+from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.recipe import make_recipe
 from marigold_jax.validation import VALIDATIONS
 from marigold_jax.weights import checkpoint
@@ -443,12 +444,6 @@ def test_end_to_end_continues_what_diffusion_began(here, reference, tmp_path):
 
 
 DISTILLATION = {  # of the quickstart, whose network predicts the clean latent
-    "model__scheduler": {
-        "_class_name": "LCMScheduler",
-        "prediction_type": "sample",
-        "original_inference_steps": 5,
-        "timestep_scaling": 10.0,
-    },
     "objective": {"name": "consistency", "prompt_length": 2, "grid": 5},
     "optim__ema_decay": 0.9,
     "data__accumulation": 1,
@@ -456,8 +451,20 @@ DISTILLATION = {  # of the quickstart, whose network predicts the clean latent
 }
 
 
+def test_a_student_keeps_its_teachers_schedule(reference):
+    objective, model = (
+        {"name": "consistency", "prompt_length": 2, "grid": 10},
+        {"checkpoint": str(reference / "export")},
+    )
+    base = runs.start_of(objective, **model)
+    assert base.scheduler["_class_name"] == "LCMScheduler" and base.scheduler["original_inference_steps"] == 10
+    for wrong in ({"prediction_type": "epsilon"}, {"beta_end": 0.02}):
+        with pytest.raises(ValueError, match="wanted the noise schedule that the teacher"):
+            runs.start_of(objective, scheduler=wrong, **model)
+
+
 def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, reference, tmp_path, monkeypatch):
-    row = train.OBJECTIVES["consistency"]
+    row = OBJECTIVES["consistency"]
 
     def distance(one, other):
         return sum(abs(one[name] - other[name]).sum() for name in one)
@@ -480,7 +487,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
         return made[0]
 
     monkeypatch.setattr(train, "make_steps", once)
-    monkeypatch.setitem(train.OBJECTIVES, "consistency", row._replace(make=spied))
+    monkeypatch.setitem(OBJECTIVES, "consistency", row._replace(make=spied))
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "run__steps": 4}
     here(tmp_path / "whole", 1, **start)
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
