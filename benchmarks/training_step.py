@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marigold_jax.hardware.operations import flops
+from marigold_jax.hardware.peaks import peak_flops
 from marigold_jax.models import functional, unet, vae
 from marigold_jax.objectives.contract import REMAT
 from marigold_jax.objectives.diffusion import diffusion_objective
-from marigold_jax.operations import flops
 from marigold_jax.optimiser import iter_exponential, make_optimiser
-from marigold_jax.progress import peak_flops
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.training import init_state, make_steps
 from marigold_jax.weights.checkpoint import load

@@ -25,12 +25,13 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import roofline, runs, sharding, slices
-from marigold_jax.collectives import Collective, collectives
+from marigold_jax import runs, sharding
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.denoising import denoise
+from marigold_jax.hardware import roofline, slices
+from marigold_jax.hardware.collectives import Collective, collectives
+from marigold_jax.hardware.operations import flops
 from marigold_jax.objectives.contract import TARGETS
-from marigold_jax.operations import flops
 from marigold_jax.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.recipe import make_recipe
 from marigold_jax.training import make_programs, state_shapes

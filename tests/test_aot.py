@@ -11,9 +11,10 @@ from jax.experimental.pallas.ops.tpu import flash_attention
 from jax.sharding import PartitionSpec
 from test_train import ROOT, small_config
 
-from marigold_jax import aot, progress, roofline, sharding, slices
-from marigold_jax.collectives import collectives
-from marigold_jax.operations import flops
+from marigold_jax import aot, sharding
+from marigold_jax.hardware import peaks, roofline, slices
+from marigold_jax.hardware.collectives import collectives
+from marigold_jax.hardware.operations import flops
 from marigold_jax.sharding import Layout, make_mesh
 from marigold_jax.weights import checkpoint
 from marigold_jax.weights.sources import SHIPPED
@@ -43,7 +44,7 @@ def test_slices_are_named_as_they_are_rented():
 def test_one_peak_a_chip():
     """The same as a run reports its utilisation against."""
     for chip in slices.CHIPS.values():
-        assert progress.peak_flops(chip.kind) == chip.peak_flops
+        assert peaks.peak_flops(chip.kind) == chip.peak_flops
         # A chip that loads two operands for each product would be bound by memory: no unit is off by a thousand.
         assert 100 < chip.peak_flops / chip.hbm_bandwidth < 1000 and 2 < chip.hbm_bandwidth / chip.ici < 10
 

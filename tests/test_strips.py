@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from marigold_jax.collectives import collectives
+from marigold_jax.hardware.collectives import collectives
 from marigold_jax.models import functional, layers, strips, vae
 from marigold_jax.sharding import Layout, make_mesh
 
