@@ -1,11 +1,12 @@
-"""Predictions of one checkpoint, ours against diffusers, in one run: a picture's latency by steps and ensemble.
+"""Predictions of one checkpoint, ours against diffusers, in one run: latency by steps and ensemble, and throughput.
 
     python benchmarks/latency.py                                       the model that ships, on this machine's CPUs
     python benchmarks/latency.py --checkpoint prs-eth/marigold-depth-v1-1 --dtype bfloat16 --compile
 
 The second is meant for a GPU; both sides take it where they find one. The picture has 768x576 pixels and is processed
 at that size. After a first call each (compiling, in seconds below) the two take turns, and the median counts. Ensembles
-are aligned by each side's own default. `--compile` gives diffusers torch.compile.
+are aligned by each side's own default. The last line predicts several pictures in one call. `--compile` gives diffusers
+torch.compile.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-CASES = ((1, 1), (4, 1), (50, 1), (1, 10))  # (denoising steps, members)
+CASES = ((1, 1, 1), (4, 1, 1), (50, 1, 1), (1, 10, 1), (1, 1, 8))  # (denoising steps, members, pictures)
 SIZE = (768, 576)  # (width, height)
 
 
@@ -36,9 +37,11 @@ def torch_side(checkpoint: str, dtype: str, compiled: bool):
         pipe.unet = torch.compile(pipe.unet)
         pipe.vae.decode = torch.compile(pipe.vae.decode)
 
-    def predict(picture: Image.Image, steps: int, members: int) -> None:
+    def predict(pictures: list[Image.Image], steps: int, members: int) -> None:
         options = {"num_inference_steps": steps, "ensemble_size": members, "processing_resolution": SIZE[0]}
-        pipe(picture, **options, generator=torch.Generator(device).manual_seed(0)).prediction  # noqa: B018
+        together = len(pictures) * members if device == "cuda" else 1  # through the UNet, as ours by default
+        options |= {"batch_size": together, "generator": torch.Generator(device).manual_seed(0)}
+        pipe(pictures, **options).prediction  # noqa: B018
 
     return predict, f"torch {torch.__version__} on {device}, diffusers {diffusers.__version__}"
 
@@ -48,8 +51,8 @@ def jax_side(checkpoint: str, dtype: str):
 
     pipe = Marigold.from_pretrained(checkpoint, dtype=dtype)
 
-    def predict(picture: Image.Image, steps: int, members: int) -> None:
-        pipe(picture, num_inference_steps=steps, ensemble_size=members, processing_resolution=SIZE[0])
+    def predict(pictures: list[Image.Image], steps: int, members: int) -> None:
+        pipe(pictures, num_inference_steps=steps, ensemble_size=members, processing_resolution=SIZE[0])
 
     return predict, f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
 
@@ -80,11 +83,13 @@ def main() -> None:
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {arguments.dtype}, {width}x{height}")
     print("; ".join(name for _, name in sides))
     print(f"{'':24}{'diffusers, s':>14}{'ours, s':>10}{'times as fast':>15}{'first calls, s':>18}")
-    for steps, members in CASES:
-        first = [seconds(predict, picture, steps, members) for predict, _ in sides]
-        taken = [[seconds(predict, picture, steps, members) for predict, _ in sides] for _ in range(arguments.repeats)]
+    for steps, members, count in CASES:
+        case = [picture] * count, steps, members
+        first = [seconds(predict, *case) for predict, _ in sides]
+        taken = [[seconds(predict, *case) for predict, _ in sides] for _ in range(arguments.repeats)]
         theirs, ours = np.median(taken, axis=0)
         title = f"{steps} step{'s' * (steps > 1)}" + (f", ensemble of {members}" if members > 1 else "")
+        title += f", {count} pictures" if count > 1 else ""
         print(f"{title:24}{theirs:14.3f}{ours:10.3f}{theirs / ours:15.2f}{first[0]:10.1f}{first[1]:8.1f}", flush=True)
 
 
