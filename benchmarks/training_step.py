@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
-from marigold_jax.hardware.peaks import peak_flops
 from marigold_jax.models import functional, unet, vae
 from marigold_jax.objectives.contract import REMAT
 from marigold_jax.objectives.diffusion import diffusion_objective

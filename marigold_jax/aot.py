@@ -11,7 +11,8 @@ send to each other; and the least time that a roofline allows. No weights are re
 checkpoint that is not on this machine is taken to be Stable Diffusion 2 in size. Where datasets have sizes of their own
 (`config.data.size` is empty), pictures are Hypersim's, 480x640.
 
-Wants libtpu, the compiler: pip install -e '.[tpu]'. --target cpu:8 compiles for simulated devices without it.
+Wants libtpu, the compiler: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for simulated devices, and
+--target here for the GPUs (or whatever there is) of this machine.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
@@ -29,6 +30,7 @@ from marigold_jax import runs, sharding
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.denoising import denoise
 from marigold_jax.hardware import roofline, slices
+from marigold_jax.hardware.chips import Chip
 from marigold_jax.hardware.collectives import Collective, collectives
 from marigold_jax.hardware.operations import flops
 from marigold_jax.objectives.contract import TARGETS
@@ -176,19 +178,19 @@ def per_chip(tree: Any) -> int:
 # ----------------------------------------------------------------------------------------------------------- the report
 
 
-def report(program: Program, chip: slices.Chip | None) -> str:
+def report(program: Program, chip: Chip | None) -> str:
     """What one program needs, in four or five lines."""
     total = sum(program.bytes.values())
     sizes = ", ".join(f"{name} {in_words(size)}" for name, size in program.bytes.items() if size)
     of = (
-        f" of {in_words(chip.hbm)} ({total / chip.hbm:.1%}{'' if total <= chip.hbm else ': DOES NOT FIT'})"
+        f" of {in_words(chip.memory)} ({total / chip.memory:.1%}{'' if total <= chip.memory else ': DOES NOT FIT'})"
         if chip
         else ""
     )
     lines = [
         f"  compiled in {program.seconds:.1f} s",
         f"  bytes a chip   {in_words(total)}{of}: {sizes}",
-        f"  traffic        {in_words(program.work.hbm)} of HBM, {in_words(program.work.sent)} sent",
+        f"  traffic        {in_words(program.work.memory)} of memory, {in_words(program.work.sent)} sent",
     ]
     lines += [
         f"  collectives    {row.count:.0f} {row.kind}, {in_words(row.bytes)} in all, {in_words(row.sent)} sent"
@@ -197,9 +199,9 @@ def report(program: Program, chip: slices.Chip | None) -> str:
     return "\n".join(lines)
 
 
-def timing(what: str, work: roofline.Work, chip: slices.Chip, samples: int) -> str:
+def timing(what: str, work: roofline.Work, chip: Chip, samples: int) -> str:
     """The roofline of a step, or of a prediction, and what it means for the samples of all chips together."""
-    found = roofline.estimate(work, chip.peak_flops, chip.hbm_bandwidth, chip.ici)
+    found = roofline.estimate(work, chip)
     return (
         f"{what}: compute {in_seconds(found.compute)}, memory {in_seconds(found.memory)}, links "
         f"{in_seconds(found.links)}\n"
@@ -219,17 +221,18 @@ def in_seconds(seconds: float) -> str:
 
 
 def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
-    kind, shape = slices.parse(target)
-    devices, chip = slices.devices(target), slices.CHIPS.get(kind)
-    name, data = config.model.checkpoint, config.data
-    print(f"{target}: {len(devices)} x {devices[0].device_kind} ({shape})", flush=True)
+    _, shape = slices.parse(target)
+    devices = slices.devices(target)
+    chip, name, data = slices.chip(target, devices[0]), config.model.checkpoint, config.data
+    print(f"{target}: {len(devices)} x {devices[0].device_kind}{f' ({shape})' if shape else ''}", flush=True)
     if chip:
         print(
-            f"  each {in_words(chip.hbm)} of HBM at {chip.hbm_bandwidth / 1e9:.0f} GB/s, {chip.peak_flops / 1e12:.0f} "
-            f"TFLOP/s in bfloat16, ICI {chip.ici / 1e9:.0f} GB/s out and as much in\n  {roofline.STATEMENT}"
+            f"  each {in_words(chip.memory)} of memory at {chip.bandwidth / 1e9:.0f} GB/s, "
+            f"{chip.peak_flops / 1e12:.0f} TFLOP/s in bfloat16, links {chip.links / 1e9:.0f} GB/s out and as much in"
         )
+        print(f"  {roofline.STATEMENT}")
     else:
-        print("  no roofline: simulated devices have no peak of their own")
+        print("  no roofline: what these devices can do is not known")
     if name != runs.SCRATCH and local(name) is None:
         print(f"  {name} is not on this machine: taken to be Stable Diffusion 2 in size")
     if "train" in WHAT[what]:
@@ -245,13 +248,15 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
         program = predict(config, devices, dtype)
         print(report(program, chip), flush=True)
         if chip:
-            print(timing("a prediction", program.work, chip, DEFAULT_BATCH_SIZE["tpu"]), flush=True)
+            print(timing("a prediction", program.work, chip, DEFAULT_BATCH_SIZE[devices[0].platform]), flush=True)
 
 
 def define_flags() -> None:
     """Not when this file is imported: others have a flag --config too."""
     config_flags.DEFINE_config_file("config", None, "The configuration, a Python file, as for train.", lock_config=True)
-    flags.DEFINE_string("target", None, f"tpu:NAME, with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; or cpu:8.")
+    flags.DEFINE_string(
+        "target", None, f"tpu:NAME, with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here."
+    )
     flags.DEFINE_enum("what", "both", list(WHAT), "Which programs to compile.")
     flags.DEFINE_enum("dtype", "bfloat16", list(DTYPES), "Of prediction; for training: config.objective.compute_dtype.")
     flags.mark_flags_as_required(["config", "target"])

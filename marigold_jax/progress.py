@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
-from marigold_jax.hardware.peaks import peak_flops
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 

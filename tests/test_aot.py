@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from test_train import ROOT, small_config
 
 from marigold_jax import aot, sharding
-from marigold_jax.hardware import peaks, roofline, slices
+from marigold_jax.hardware import roofline, slices
+from marigold_jax.hardware.chips import CHIPS, Chip, chip_of, peak_flops
 from marigold_jax.hardware.collectives import collectives
 from marigold_jax.hardware.operations import flops
 from marigold_jax.sharding import Layout, make_mesh
@@ -35,18 +36,40 @@ def test_slices_are_named_as_they_are_rented():
         chips, cores = jnp.prod(jnp.array(sides)), 2 if generation in ("v4", "v5p") else 1
         assert name == f"{generation}-{chips * cores}"
     assert slices.parse("tpu:v6e:4x8") == ("v6e", "4x8")
-    assert slices.parse("cpu:8") == ("cpu", "8")
+    assert slices.parse("cpu:8") == ("cpu", "8") and slices.parse("here") == ("here", "")
     for wrong in ("v5e-8", "tpu:v5e-7", "tpu:v9:2x2", "tpu:v5e:2by4", "cpu:0", "gpu:8"):
-        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*or cpu:8"):
+        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8, .*or here"):
             slices.parse(wrong)
 
 
-def test_one_peak_a_chip():
-    """The same as a run reports its utilisation against."""
-    for chip in slices.CHIPS.values():
-        assert peaks.peak_flops(chip.kind) == chip.peak_flops
+def test_chips_are_known_by_what_they_call_themselves():
+    for chip in CHIPS.values():
         # A chip that loads two operands for each product would be bound by memory: no unit is off by a thousand.
-        assert 100 < chip.peak_flops / chip.hbm_bandwidth < 1000 and 2 < chip.hbm_bandwidth / chip.ici < 10
+        assert 50 < chip.peak_flops / chip.bandwidth < 1000 and 2 < chip.bandwidth / chip.links < 100
+    for kind, (memory, bandwidth) in {
+        "NVIDIA A100-SXM4-80GB": (80, 2039e9),
+        "NVIDIA A100-SXM4-40GB": (40, 1555e9),
+        "NVIDIA H100 80GB HBM3": (80, 3352e9),
+        "TPU v5": (95, 2765e9),
+        "TPU v5 lite": (16, 819e9),
+    }.items():
+        assert (chip_of(kind).memory, chip_of(kind).bandwidth) == (memory * 2**30, bandwidth), kind
+        assert peak_flops(kind) == chip_of(kind).peak_flops
+    assert chip_of("NVIDIA L40S") is peak_flops("cpu") is None
+
+
+def test_here_has_the_memory_that_jax_was_given():
+    class Device:
+        device_kind, statistics = "NVIDIA H200", {"bytes_limit": 100 * 10**9}
+
+        def memory_stats(self):
+            return self.statistics
+
+    device = Device()
+    assert slices.chip("here", device).memory == 100 * 10**9
+    device.statistics = None
+    assert slices.chip("here", device) == slices.chip("tpu:v5e-8", device) == CHIPS["H200"]
+    assert slices.devices("here") == jax.devices() and slices.chip("here", jax.devices()[0]) is None
 
 
 def test_without_libtpu_one_line_says_what_to_do(monkeypatch):
@@ -59,15 +82,15 @@ def test_without_libtpu_one_line_says_what_to_do(monkeypatch):
 
 
 def test_roofline():
-    work = roofline.Work(flops=6e12, useful=4e12, hbm=1e9, sent=1e8).times(2) + roofline.Work(0, 0, 1e9, 3e8)
+    work = roofline.Work(flops=6e12, useful=4e12, memory=1e9, sent=1e8).times(2) + roofline.Work(0, 0, 1e9, 3e8)
     assert work == (12e12, 8e12, 3e9, 5e8)
-    found = roofline.estimate(work, peak_flops=1e14, hbm_bandwidth=1e12, ici=1e11)
+    found = roofline.estimate(work, Chip(2**34, peak_flops=1e14, bandwidth=1e12, links=1e11))
     assert (found.compute, found.memory, found.links) == pytest.approx((0.12, 0.003, 0.005))
     assert (found.least, found.most, found.bound) == pytest.approx((0.12, 0.128, "compute"), abs=1e-12)
     assert found.mfu == pytest.approx(8e12 / 1e14 / 0.12)
     assert found.mfu_without_overlap == pytest.approx(8e12 / 1e14 / 0.128)
-    assert roofline.estimate(work, 1e15, 1e10, 1e11).bound == "memory"
-    assert roofline.estimate(work, 1e15, 1e12, 1e9).bound == "links"
+    assert roofline.estimate(work, Chip(2**34, 1e15, 1e10, 1e11)).bound == "memory"
+    assert roofline.estimate(work, Chip(2**34, 1e15, 1e12, 1e9)).bound == "links"
 
 
 def test_arithmetic_is_counted_as_by_hand():
@@ -185,10 +208,9 @@ def test_collectives_in_loops_in_fusions_and_begun_early():
 
 
 def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
-    chip = slices.Chip("cpu", 2**30, 1e12, 1e11, 1e10)
+    chip = Chip(2**30, 1e12, 1e11, 1e10)
     monkeypatch.setattr(slices, "devices", lambda target: jax.devices()[:2])
-    monkeypatch.setitem(slices.CHIPS, "cpu", chip)
-    monkeypatch.setitem(aot.DEFAULT_BATCH_SIZE, "tpu", 1)
+    monkeypatch.setattr(slices, "chip", lambda target, device: chip)
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 2**12)
     config = small_config(data__accumulation=2, run__fsdp=2, optim__ema_decay=0.0)
     reports = {}
@@ -208,7 +230,7 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     lying = [program.bytes["arguments"] + program.bytes["beside"] for program in (gradient, update)]
     assert lying[0] == lying[1] and gradient.bytes["beside"] > 2 / 5 * lying[0]
     assert gradient.work.flops == gradient.work.useful > 3 * prediction.work.flops / 2 > 0
-    assert f"of 1.00 GiB ({sum(gradient.bytes.values()) / chip.hbm:.1%})" in out
+    assert f"of 1.00 GiB ({sum(gradient.bytes.values()) / chip.memory:.1%})" in out
 
 
 def test_stored_latents_leave_the_vae_out():

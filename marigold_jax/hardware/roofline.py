@@ -2,19 +2,21 @@
 
 from typing import NamedTuple
 
+from marigold_jax.hardware.chips import Chip
+
 STATEMENT = (
-    "roofline: operations / peak, bytes / HBM bandwidth (a loop's body counted once), bytes sent / ICI bandwidth. The\n"
-    "  longest of them is the least time there can be, at full speed and all overlapped; their sum, the time with no\n"
-    "  overlap. MFU: operations of the model, nothing computed twice, over peak x time"
+    "roofline: operations / peak, bytes / memory bandwidth (a loop's body counted once), bytes sent / that of its\n"
+    "  links. The longest of them is the least time there can be, at full speed and all overlapped; their sum, the\n"
+    "  time with no overlap. MFU: operations of the model, nothing computed twice, over peak x time"
 )
 
 
 class Work(NamedTuple):
-    """What one chip does: operations (`useful`: without what is computed again), bytes of HBM, bytes sent."""
+    """What one chip does: operations (`useful`: without what is computed again), bytes of memory, bytes sent."""
 
     flops: float
     useful: float
-    hbm: float
+    memory: float
     sent: float
 
     def __add__(self, other: "Work") -> "Work":
@@ -37,12 +39,16 @@ class Estimate(NamedTuple):
     mfu_without_overlap: float  # of `most`
 
 
-def estimate(work: Work, peak_flops: float, hbm_bandwidth: float, ici: float) -> Estimate:
+def estimate(work: Work, chip: Chip) -> Estimate:
     """Returns the estimate for a chip of so many operations a second, and bytes a second of HBM and of links."""
-    seconds = {"compute": work.flops / peak_flops, "memory": work.hbm / hbm_bandwidth, "links": work.sent / ici}
+    seconds = {
+        "compute": work.flops / chip.peak_flops,
+        "memory": work.memory / chip.bandwidth,
+        "links": work.sent / chip.links,
+    }
     bound = max(seconds, key=seconds.get)
     least, most = seconds[bound], sum(seconds.values())
-    useful = work.useful / peak_flops
+    useful = work.useful / chip.peak_flops
     return Estimate(
         **seconds, least=least, most=most, bound=bound, mfu=useful / least, mfu_without_overlap=useful / most
     )

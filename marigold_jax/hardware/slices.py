@@ -1,36 +1,17 @@
-"""Cloud TPU slices by name, what a chip of each generation can do, and devices to compile for that are not there."""
+"""Devices to compile for: those of Cloud TPU slices, by name, with none at hand; simulated ones; or this machine's."""
 
 import dataclasses
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-GIB = 2**30
+from marigold_jax.hardware.chips import Chip, chip_of
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What one chip has, as its maker states it: bytes of HBM, operations and bytes a second.
-
-    `ici`: bytes a second that all its links to other chips send together; as many arrive at the same time.
-    """
-
-    kind: str  # what JAX calls it
-    hbm: int
-    peak_flops: float  # dense, bfloat16
-    hbm_bandwidth: float
-    ici: float
-
-
-# cloud.google.com/tpu/docs: v4, v5e, v5p, v6e. Their figure for the interconnect counts both directions.
-CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 275e12, 1228e9, 300e9),
-    "v5e": Chip("TPU v5 lite", 16 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip("TPU v5", 95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip("TPU v6 lite", 32 * GIB, 918e12, 1638e9, 400e9),
-}
+GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+HERE = "here"
 
 # The names under which slices are rented. v4 and v5p count cores, two to a chip.
 SLICES = {
@@ -65,27 +46,29 @@ _ALONE = {
 
 
 def parse(target: str) -> tuple[str, str]:
-    """Returns ("v5e", "2x4") for "tpu:v5e-8" or "tpu:v5e:2x4", and ("cpu", "8") for "cpu:8".
+    """Returns ("v5e", "2x4") for "tpu:v5e-8" or "tpu:v5e:2x4", ("cpu", "8") for "cpu:8", and ("here", "") for "here".
 
     Raises:
         ValueError: the target is none of these.
     """
+    if target == HERE:
+        return HERE, ""
     if match := re.fullmatch(r"cpu:([1-9]\d*)", target):
         return "cpu", match[1]
     name = target.removeprefix("tpu:")
     if name != target and name in SLICES:
         return SLICES[name]
     generation, _, topology = name.partition(":")
-    if name != target and generation in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
+    if name != target and generation in GENERATIONS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
         return generation, topology
     raise ValueError(
-        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology, as tpu:v5e:2x4; or cpu:8, so "
-        "many simulated devices"
+        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology, as tpu:v5e:2x4; cpu:8, so "
+        "many simulated devices; or here, this machine's own"
     )
 
 
 def devices(target: str) -> list[jax.Device]:
-    """Returns the devices of a target, to compile for; only those of "cpu:N" can also run.
+    """Returns the devices of a target, to compile for; only those of "cpu:N" and "here" can also run.
 
     To be called before anything else has JAX look for devices. Takes nothing from real TPUs.
 
@@ -94,6 +77,8 @@ def devices(target: str) -> list[jax.Device]:
         ModuleNotFoundError: libtpu, the compiler for TPUs, is not installed.
     """
     kind, shape = parse(target)
+    if kind == HERE:
+        return jax.devices()
     if kind == "cpu":
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
@@ -120,3 +105,12 @@ def devices(target: str) -> list[jax.Device]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--target {target}: libtpu knows no such topology ({reason})") from error
     return description.devices
+
+
+def chip(target: str, device: Any) -> Chip | None:
+    """What one device of the target has, None where that is not known; of those here, the memory that JAX was given."""
+    known = chip_of(device.device_kind)
+    if known and target == HERE:
+        limit = (device.memory_stats() or {}).get("bytes_limit", known.memory)
+        known = dataclasses.replace(known, memory=limit)
+    return known
