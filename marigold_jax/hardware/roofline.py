@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(work: Work, chip: Chip) -> Estimate:
-    """Returns the estimate for a chip of so many operations a second, and bytes a second of HBM and of links."""
+    """Returns what the work takes of one chip, at least and at most."""
     seconds = {
         "compute": work.flops / chip.peak_flops,
         "memory": work.memory / chip.bandwidth,
