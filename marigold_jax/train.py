@@ -128,7 +128,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # ------------------------------------------------------------------------------------------------------- The loop
     metrics = None
     for step in range(first, last):
-        if signals:
+        # Later, being asked to stop waits for the end of a step, where it is saved.
+        if signals and step == first:
             break
         # That of the step before is known by now, so that asking for it does not hold up the device.
         if metrics is not None and (skipped := int(metrics["skipped"])) >= config.run.max_skipped:

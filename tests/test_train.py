@@ -275,6 +275,22 @@ def here(monkeypatch, tmp_path):
         signal.signal(number, handler)
 
 
+def test_asked_to_stop_after_it_was_decided_what_to_save(here, tmp_path, monkeypatch):
+    """Between the look at the signals and the next step: nothing that was said to be done may be lost."""
+    record, asked = progress.Progress.record, []
+
+    def ask(self, step, *arguments):
+        record(self, step, *arguments)
+        if not asked:
+            asked.append(step)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress.Progress, "record", ask)
+    here(tmp_path / "run", 1, run__evaluate_every=0)
+    (saved,) = runs.Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    assert asked == [1] and saved == records(tmp_path / "run")[-1]["step"] == 2
+
+
 def test_utilisation_is_reported_where_the_peak_is_known(tmp_path, monkeypatch):
     for kind, peak in {
         "NVIDIA A100-SXM4-80GB": 312e12,
