@@ -11,7 +11,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -gt 3 ] || { sed -n 's/^#\( \|$\)//p' "$0" >&2; exit 2; }
+usage() {
+    sed -n '2,/^set/s/^#\( \|$\)//p' "$0" >&2
+    exit 2
+}
+[ $# -gt 3 ] || usage
+case "$1 $2 $3" in -* | *" -"*) usage ;; esac # flags where the slice should be named
 name=$1 zone=$2 type=$3
 shift 3
 case $type in

@@ -51,6 +51,11 @@ def test_without_arguments_a_launcher_explains_itself(name):
     assert done.returncode == 2 and f"launch/{name}.sh" in done.stderr and "set -e" not in done.stderr
 
 
+def test_a_pod_is_named_before_the_flags():
+    done = dry("tpu_pod", *TRAINING, DRY_RUN="1")
+    assert done.returncode == 2 and not done.stdout and "tpu_pod.sh NAME ZONE" in done.stderr
+
+
 def test_hosts_of_a_pod_find_the_first(tmp_path):
     """What runs on each host, with the metadata server and the training replaced by scripts that answer and tell."""
     script = dry("tpu_pod", *BEFORE["tpu_pod"], *TRAINING, DRY_RUN="1").stdout.partition("--command:\n")[2]
