@@ -103,8 +103,9 @@ def package():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("assets")
-    (root / "file.deb").write_bytes(package())
-    digest = hashlib.sha256(package()).hexdigest()
+    content = package()  # once: it holds the time
+    (root / "file.deb").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
     urls = ((root / "missing.deb").as_uri(), (root / "file.deb").as_uri())
     return fetch(root / "furniture", urls, digest)
 
