@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
                 "annealed": True,
                 "compute_dtype": "float32",
                 "remat": "none",
+                "align": 3.0,  # how much the features of ImageNet count that the UNet is to have inside
             },
             "optim": {
                 "name": "adam",

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
                 "units": "relative",
                 "compute_dtype": "float32",
                 "remat": "none",
+                "align": 3.0,  # how much the features of ImageNet count that the UNet is to have inside
             },
             "optim": {
                 "name": "adam",

@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         save(arguments.output_dir / f"{arguments.which}.csv", comma_separated(rows))
         for kind, content in drawings(arguments.which, rows).items():
             save(arguments.output_dir / f"{arguments.which}.{kind}", content)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

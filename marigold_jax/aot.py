@@ -270,7 +270,7 @@ def main(argv: list[str]) -> None:
         fail(str(error), 2)
     try:
         run(flags.FLAGS.config, flags.FLAGS.target, flags.FLAGS.what, flags.FLAGS.dtype)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         fail(str(error))
 
 

@@ -9,11 +9,12 @@ import optax
 
 from marigold_jax import lora
 from marigold_jax.models.functional import Params
-from marigold_jax.objectives import OBJECTIVES
+from marigold_jax.objectives import OBJECTIVES, alignment
 from marigold_jax.objectives.contract import Frozen, Objective
 from marigold_jax.optimiser import iter_exponential, make_optimiser
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.weights.checkpoint import Checkpoint
+from marigold_jax.weights.teacher import load_teacher
 
 
 class Recipe(NamedTuple):
@@ -86,6 +87,13 @@ def make_recipe(
     frozen = {"vae": base.vae.params, "empty_prompt": prompt} if row.trains != "vae" else {}
     if stored:
         del frozen["vae"]
+    if align := options.get("align"):
+        if lora_rank or stored:
+            raise ValueError(
+                f"config.objective.align={align} wants to train the whole UNet and to see images; "
+                f"set config.optim.lora_rank=0 (is {lora_rank}) and config.run.latents='' (is {stored!r})"
+            )
+        params, frozen = params | alignment.heads(base.unet.config), frozen | {"teacher": load_teacher()}
     if lora_rank or row.follows:
         frozen[row.trains] = params
     if lora_rank:

@@ -25,6 +25,7 @@ from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
 from marigold_jax import lora
+from marigold_jax.models import functional
 from marigold_jax.models.functional import Params
 from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.schedule import NoiseSchedule
@@ -282,8 +283,11 @@ def _first_line(error: Exception) -> str:
 
 def trained(base: Checkpoint, component: str, params: Params, layout: Layout) -> Checkpoint:
     """Returns the checkpoint with what trained in its "unet" or "vae", which is whole on one device of each process."""
-    gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(getattr(base, component).params, params)
-    return with_params(base, component, jax.tree.map(lambda x: x.addressable_data(0), gathered))
+    before = getattr(base, component)
+    gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(before.params, params)
+    # What only helped to train, as the heads of `objectives.alignment`, is left behind.
+    mine = {name: gathered[name].addressable_data(0) for name in functional.names(before.structure)}
+    return with_params(base, component, mine)
 
 
 def with_params(base: Checkpoint, component: str, params: Params) -> Checkpoint:

@@ -208,7 +208,7 @@ def main(argv: list[str]) -> None:
     try:
         distributed.start()
         train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
-    except (ValueError, OSError, FloatingPointError, runs.CheckpointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, runs.CheckpointError) as error:
         fail(str(error))
 
 

@@ -323,7 +323,7 @@ def test_lines_that_will_be_repeated_are_dropped(tmp_path):
 @pytest.fixture(scope="module")
 def tiny_checkpoints(tmp_path_factory):
     """A small model that was trained for depth, "wide", and one that reads the image alone as Stable Diffusion does."""
-    folder, wide = tmp_path_factory.mktemp("tiny"), scratch((16, 16), 2)
+    folder, wide = tmp_path_factory.mktemp("tiny"), scratch((16, 16, 16), 2)
     description = wide.description | {"default_processing_resolution": 24}
     wide = dataclasses.replace(wide, description=description)
     params = wide.unet.params | {"conv_in.kernel": wide.unet.params["conv_in.kernel"][:, :, :3]}

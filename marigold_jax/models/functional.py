@@ -33,6 +33,11 @@ def merge(structure: Structure, params: Mapping[str, Any]) -> Any:
     return nnx.merge(graph, state)
 
 
+def names(structure: Structure) -> list[str]:
+    """What the parameters of the module are called."""
+    return [".".join(map(str, path)) for path, _ in structure[1]]
+
+
 def abstract(make: Callable[[Keys], nnx.Module]) -> tuple[Structure, Params]:
     """Structure and shapes of the module that `make` would build, without building it."""
     return split(nnx.eval_shape(lambda: make(Keys(jax.random.key(0)))))

@@ -285,11 +285,12 @@ class UNet(nnx.Module):
         timesteps: Num[Array, " b"],
         encoder_hidden_states: Float[Array, "b m d"],
         checkpoint: Checkpoint = keep,
+        taps: list[Array] | None = None,
     ) -> Float[Array, "b h w k"]:
         """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows.
 
         `checkpoint` wraps every call of a resnet or transformer, for training: `jax.checkpoint` computes the inside
-        again in the backward pass instead of keeping it.
+        again in the backward pass instead of keeping it. `taps` is given what each block of the decoder puts out.
         """
         config, context = self.config, encoder_hidden_states
         waves = sinusoidal_embedding(
@@ -310,4 +311,6 @@ class UNet(nnx.Module):
             mine = [skips.pop() for _ in block.resnets]
             size = skips[-1].shape[1:3] if skips else x.shape[1:3]
             x = block(x, mine, time, context, size, checkpoint)
+            if taps is not None:
+                taps.append(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))

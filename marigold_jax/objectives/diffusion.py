@@ -8,6 +8,7 @@ from marigold_jax.losses import masked_mse
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.noise import annealed_strength
+from marigold_jax.objectives.alignment import make_alignment
 from marigold_jax.objectives.contract import (
     NOISES,
     REMAT,
@@ -33,6 +34,7 @@ def diffusion_objective(
     annealed: bool = True,
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
+    align: float = 0.0,
 ) -> Objective:
     """Returns the objective.
 
@@ -40,7 +42,7 @@ def diffusion_objective(
     """
     draw = diffusion_draw(schedule, noise=noise, strength=strength, annealed=annealed)
     loss = diffusion_loss(
-        unet_structure, vae_structure, schedule, target=target, compute_dtype=compute_dtype, remat=remat
+        unet_structure, vae_structure, schedule, target=target, compute_dtype=compute_dtype, remat=remat, align=align
     )
     return compose(vae_structure, draw, loss)
 
@@ -79,6 +81,7 @@ def diffusion_loss(
     target: str = "depth",
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
+    align: float = 0.0,
 ) -> Loss:
     """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: all that is not random.
 
@@ -86,11 +89,13 @@ def diffusion_loss(
         target: a row of `TARGETS`.
         compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are float32 in any case.
         remat: a row of `REMAT`: less memory for more time.
+        align: what the loss of `objectives.alignment` is worth beside this one; then batches must hold images.
 
     Raises:
         ValueError: the target or remat is unknown; or, when called, the UNet does not read two latents.
     """
     encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
+    also = make_alignment(align)
 
     def loss(
         params: Params,
@@ -106,9 +111,10 @@ def diffusion_loss(
         context = context_of(frozen, len(rgb), compute_dtype)
         # The image comes first: so the released weights have it.
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
-        output = unet(both, timesteps, context, checkpoint)
+        taps: list[jax.Array] = []
+        output = unet(both, timesteps, context, checkpoint, taps)
 
         value = masked_mse(output, schedule.target(x0, noise, timesteps), mask)
-        return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
+        return also(value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}, params, frozen, batch, taps)
 
     return loss

@@ -14,6 +14,7 @@ from marigold_jax.description import END_TO_END, OPTIONS
 from marigold_jax.losses import angular_error, scale_and_shift_invariant_l1
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
+from marigold_jax.objectives.alignment import make_alignment
 from marigold_jax.objectives.contract import (
     NOISES,
     REMAT,
@@ -79,6 +80,7 @@ def end_to_end_objective(
     units: str = "metres",
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
+    align: float = 0.0,
 ) -> Objective:
     """Returns the objective: the scale-and-shift-invariant L1 of depth, or the mean angle of normals, in radians.
 
@@ -90,6 +92,7 @@ def end_to_end_objective(
             the target's [-1, 1] stands for; "relative" also wants `depth` (b, h, w, 1), metres.
         compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
         remat: a row of `REMAT`, for UNet and decoder. With any but "none", images are decoded one at a time.
+        align: what the loss of `objectives.alignment` is worth beside this one.
 
     Raises:
         ValueError: the target, noise, units or remat is unknown.
@@ -97,7 +100,7 @@ def end_to_end_objective(
     row(TARGETS, "target", target)
     draw, weigh = row(DRAWS, "noise", noise), row(UNITS, "units", units)
     loss_of, checkpoint = LOSSES[target], row(REMAT, "remat", remat)
-    last = schedule.num_train_timesteps - 1
+    last, also = schedule.num_train_timesteps - 1, make_alignment(align)
 
     def objective(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
@@ -111,7 +114,8 @@ def end_to_end_objective(
         # A UNet that was never widened reads the image alone.
         widened = unet.config.in_channels > vae.config.latent_channels
         seen = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1) if widened else rgb
-        output = unet(seen, timesteps, context, checkpoint)
+        taps: list[Array] = []
+        output = unet(seen, timesteps, context, checkpoint, taps)
         latents = schedule.predict_x0(x_t, output, timesteps).astype(compute_dtype)
 
         if remat == "none":
@@ -119,6 +123,6 @@ def end_to_end_objective(
         else:
             pixels = jax.lax.map(lambda latent: vae.decode(latent[None], checkpoint)[0], latents)
         loss = loss_of(pixels.astype(jnp.float32), batch, weigh(batch) if target == "depth" else None)
-        return loss, {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}
+        return also(loss, {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}, params, frozen, batch, taps)
 
     return objective

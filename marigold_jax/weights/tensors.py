@@ -30,7 +30,7 @@ class Tensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in self._files:
             if file.suffix == ".bin":
-                self._pickled |= _unpickle(file)
+                self._pickled |= unpickle(file)
                 continue
             with _open(file) as tensors:
                 for name in tensors.keys():
@@ -77,7 +77,7 @@ def _open(file: Path):
         raise ValueError(f"{file}: not a whole safetensors file ({error}); download it again") from error
 
 
-def _unpickle(file: Path) -> dict[str, np.ndarray]:
+def unpickle(file: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:

