@@ -1,6 +1,6 @@
 """The small model that ships, part one of three: its VAE, from scratch, on rendered rooms, still lifes and streets.
 
-    python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 900
+    python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 800 --views 4
     python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 20 --split val
     python -m marigold_jax.train --config configs/rooms_vae.py --workdir runs/rooms_vae
 
