@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
                 "annealed": True,
                 "compute_dtype": "float32",  # "bfloat16" is twice as fast and half as large
                 "remat": "blocks",
+                "align": 0.0,  # for a UNet that began from nothing: see configs/rooms.py
             },
             "optim": {
                 "name": "adam",
