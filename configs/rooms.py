@@ -4,7 +4,7 @@
 
 It starts from what `configs/rooms_vae.py` left: a VAE that has learned, and a UNet that has not. As in the quickstart,
 the network predicts the clean latent; and because it began from nothing, what it has inside is aligned to features of
-ImageNet (`pip install -e '.[align]'`). Twelve minutes on two CPU cores. Part three is `configs/rooms_end_to_end.py`.
+ImageNet (`pip install -e '.[align]'`). 14 minutes on two CPU cores. Part three is `configs/rooms_end_to_end.py`.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@
 It starts from what `configs/rooms.py` left; to train further what ships, set `model.checkpoint` to marigold-rooms. The
 noise stays Gaussian, so that an ensemble has something to average. The loss is the relative error itself, so that what
 is near counts for more, as it does in the scores; and parts of frames are magnified, because the network soon knows the
-frames by heart. The alignment to features of ImageNet goes on. 70 minutes on two CPU cores, each of them a device:
+frames by heart. The alignment to features of ImageNet goes on. 72 minutes on two CPU cores, each of them a device:
 
     export XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
 """

@@ -90,8 +90,8 @@ def make_recipe(
     if align := options.get("align"):
         if lora_rank or stored:
             raise ValueError(
-                f"config.objective.align={align} wants to train the whole UNet and to see images; "
-                f"set config.optim.lora_rank=0 (is {lora_rank}) and config.run.latents='' (is {stored!r})"
+                f"config.objective.align={align} wants to train the whole UNet and to see images; set it to 0.0, or "
+                f"config.optim.lora_rank=0 (is {lora_rank}) and config.run.latents='' (is {stored!r})"
             )
         params, frozen = params | alignment.heads(base.unet.config), frozen | {"teacher": load_teacher()}
     if lora_rank or row.follows:
