@@ -335,8 +335,10 @@ def exported(workdir: Path) -> Path:
     params = ocp.load(newest, like)[chosen]
     base = start_of(config["objective"], **config["model"])
     component = OBJECTIVES[config["objective"]["name"]].trains
-    whole = lora.merge(getattr(base, component).params, params)
-    return export(with_params(base, component, whole), steps[-1], workdir)
+    before = getattr(base, component)
+    whole = lora.merge(before.params, params)
+    mine = {name: whole[name] for name in functional.names(before.structure)}
+    return export(with_params(base, component, mine), steps[-1], workdir)
 
 
 def _exported_step(workdir: Path) -> int | None:

@@ -459,6 +459,22 @@ def test_end_to_end_continues_what_diffusion_began(here, reference, tmp_path):
     assert records(tmp_path / "run")[-1]["abs_rel"] < records(reference)[-1]["abs_rel"]
 
 
+def test_a_run_that_aligns_leaves_an_ordinary_checkpoint(here, tmp_path):
+    changes = {"model__widths": (16, 16, 16), "data__size": (32, 48), "data__batch_size": 2, "data__accumulation": 1}
+    objective = {"name": "diffusion", "prompt_length": 2, "align": 1.0}
+    here(tmp_path / "run", 1, run__steps=3, run__evaluate_every=2, objective=objective, **changes)
+    for line in records(tmp_path / "run"):
+        assert line["loss"] == pytest.approx(line["task"] + line["alignment"], rel=1e-4)
+    assert "abs_rel" in line
+    file = tmp_path / "run" / "export" / "unet" / "diffusion_pytorch_model.safetensors"
+    written = load_file(file)
+    assert not [name for name in written if "align" in name]
+    shutil.rmtree(tmp_path / "run" / "export")
+    runs.exported(tmp_path / "run")  # of a state that has the heads
+    for name, array in load_file(file).items():
+        np.testing.assert_allclose(array, written[name], atol=1e-7, err_msg=name)
+
+
 DISTILLATION = {  # of the quickstart, whose network predicts the clean latent
     "objective": {"name": "consistency", "prompt_length": 2, "grid": 5},
     "optim__ema_decay": 0.9,
