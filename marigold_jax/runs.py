@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from marigold_jax import lora
 from marigold_jax.models import functional
-from marigold_jax.models.functional import Params
+from marigold_jax.models.functional import Params, Structure
 from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout
@@ -285,9 +285,13 @@ def trained(base: Checkpoint, component: str, params: Params, layout: Layout) ->
     """Returns the checkpoint with what trained in its "unet" or "vae", which is whole on one device of each process."""
     before = getattr(base, component)
     gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(before.params, params)
-    # What only helped to train, as the heads of `objectives.alignment`, is left behind.
-    mine = {name: gathered[name].addressable_data(0) for name in functional.names(before.structure)}
-    return with_params(base, component, mine)
+    whole = {name: array.addressable_data(0) for name, array in gathered.items()}
+    return with_params(base, component, _own(before.structure, whole))
+
+
+def _own(structure: Structure, params: Params) -> Params:
+    """Without what only helped to train, as the heads of `objectives.alignment`."""
+    return {name: params[name] for name in functional.names(structure)}
 
 
 def with_params(base: Checkpoint, component: str, params: Params) -> Checkpoint:
@@ -337,8 +341,7 @@ def exported(workdir: Path) -> Path:
     component = OBJECTIVES[config["objective"]["name"]].trains
     before = getattr(base, component)
     whole = lora.merge(before.params, params)
-    mine = {name: whole[name] for name in functional.names(before.structure)}
-    return export(with_params(base, component, mine), steps[-1], workdir)
+    return export(with_params(base, component, _own(before.structure, whole)), steps[-1], workdir)
 
 
 def _exported_step(workdir: Path) -> int | None:
