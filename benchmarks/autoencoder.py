@@ -1,0 +1,33 @@
+"""What a checkpoint's VAE alone costs: photographs and normalised depth, encoded and decoded again.
+
+    python benchmarks/autoencoder.py --data_dir data
+
+Means over the frames of a prepared split: PSNR of photographs in dB, AbsRel and delta1 of depth, aligned.
+"""
+
+import argparse
+from pathlib import Path
+
+from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.usage import fail
+from marigold_jax.validation import reconstruct
+from marigold_jax.weights.checkpoint import load
+from marigold_jax.weights.sources import resolve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--split", default="rooms/test", help="of a prepared dataset (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="whatever `predict` takes (default: the one that ships)")
+    args = parser.parse_args()
+    try:
+        frames, checkpoint = PreparedSplit(str(args.data_dir / args.split)), load(resolve(args.checkpoint))
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    scores, _ = reconstruct(checkpoint, [frames[index] for index in range(len(frames))])
+    print(f"{len(frames)} frames of {args.split}:", ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+
+
+if __name__ == "__main__":
+    main()
