@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
             "objective": {
                 "name": "autoencoder",
                 "prompt_length": 2,
+                "decibels": 0.0,
                 "absolute": 0.5,
                 "edges": 1.0,
                 "latents": 0.01,

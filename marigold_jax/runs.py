@@ -32,6 +32,7 @@ from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
 from marigold_jax.weights.checkpoint import Checkpoint
+from marigold_jax.weights.growth import widen
 from marigold_jax.weights.scratch import scratch
 from marigold_jax.weights.sources import local, resolve
 
@@ -69,7 +70,8 @@ def start_from(
         scheduler: replaces these keys of the checkpoint's `scheduler_config.json`.
         description: adds these to the `model_index.json` of what will be exported (`default_denoising_steps`, ...).
         inflation_bias: for a plain Stable Diffusion; see `weights.checkpoint.inflate`.
-        widths, cell, seed, vae_widths: for "scratch"; see `weights.scratch.scratch`.
+        widths, cell, seed, vae_widths: for "scratch"; see `weights.scratch.scratch`. The VAE of any other checkpoint is
+            widened to `vae_widths`, if there are any; see `weights.growth.widen`.
         shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.checkpoint.shapes_of`.
     """
     if prediction not in PIPELINES:
@@ -80,6 +82,8 @@ def start_from(
         base = checkpoints.shapes_of(local(checkpoint))
     else:
         base = checkpoints.inflate(checkpoints.load(resolve(checkpoint)), bias=inflation_bias)
+    if vae_widths and checkpoint != SCRATCH:
+        base = dataclasses.replace(base, vae=widen(base.vae, tuple(vae_widths), seed))
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}
     kept = {key: base.description[key] for key in KEPT if base.description.get(key) is not None}
     index = {"_class_name": PIPELINES[prediction], "prediction_type": prediction, **traits, **kept}

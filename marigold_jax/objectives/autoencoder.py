@@ -36,6 +36,7 @@ def autoencoder_objective(
     schedule: object,
     *,
     target: str = "depth",
+    decibels: float = 0.0,
     absolute: float = 0.5,
     edges: float = 1.0,
     latents: float = 0.01,
@@ -47,6 +48,7 @@ def autoencoder_objective(
 
     Args:
         target: what is encoded beside the photograph; "depth" or "normals".
+        decibels: weight of the PSNR of each picture, that is, of the logarithm of its squared error.
         absolute, edges: weights of these errors beside the squared one.
         latents: weight of how far each channel of the latents is from mean 0 and deviation 1.
         noise: deviation of the noise on latents that the decoder sees.
@@ -73,9 +75,9 @@ def autoencoder_objective(
         painted, z = forward(params, pixels, key)
         error = painted - pixels
         spread = jnp.mean(jnp.mean(z, (0, 1, 2)) ** 2) + jnp.mean((jnp.sqrt(jnp.var(z, (0, 1, 2)) + 1e-6) - 1) ** 2)
-        squared = jnp.mean(error**2)
-        loss = squared + absolute * jnp.mean(jnp.abs(error)) + edges * edge_error(error) + latents * spread
-        of_rgb = jnp.mean(error[: len(batch["rgb"])] ** 2)
-        return loss, {"psnr": -10 * jnp.log10(jnp.maximum(of_rgb, 1e-12) / 4)}  # 4: the square of [-1, 1]'s length
+        squared = jnp.mean(error**2, axis=(1, 2, 3))
+        psnr = -10 * jnp.log10((squared + 1e-5) / 4)  # of each picture; 4: the square of [-1, 1]'s length
+        loss = jnp.mean(squared) + absolute * jnp.mean(jnp.abs(error)) + edges * edge_error(error) + latents * spread
+        return loss - decibels * jnp.mean(psnr), {"psnr": jnp.mean(psnr[: len(batch["rgb"])])}
 
     return objective
