@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
                 "noise": "gaussian",
                 "strength": 0.0,
                 "units": "relative",
+                "spread": 0.0,
                 "compute_dtype": "float32",
                 "remat": "none",
                 "align": 3.0,  # how much the features of ImageNet count that the UNet is to have inside

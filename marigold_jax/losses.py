@@ -66,19 +66,26 @@ def scale_and_shift(
     return scale, jnp.where(varies, y_mean - scale * x_mean, 0.0)
 
 
-def scale_and_shift_invariant_l1(
+def aligned(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
+) -> Float32[Array, "b h w c"]:
+    """Returns the prediction with the scale and shift that suit the target best; they too are differentiated."""
+    scale, shift = scale_and_shift(prediction, target, mask)
+    return scale * prediction.astype(jnp.float32) + shift
+
+
+def weighted_l1(
     prediction: Float[Array, "b h w c"],
     target: Float[Array, "b h w c"],
     mask: Bool[Array, "b h w 1"],
     weight: Float[Array, "b 1 1 1"] | Float[Array, "b h w 1"],
 ) -> Float32[Array, ""]:
-    """Returns the mean over all valid elements of `weight` · |aligned prediction − target|; 0 where nothing is valid.
+    """Returns the mean over all valid elements of `weight` · |prediction − target|; 0 where nothing is valid.
 
-    The alignment is part of what is differentiated. `weight` says what an error is worth, in each image or pixel.
+    `weight` says what an error is worth, in each image or pixel.
     """
-    scale, shift = scale_and_shift(prediction, target, mask)
     valid = jnp.broadcast_to(mask, prediction.shape)
-    error = jnp.where(valid, scale * prediction.astype(jnp.float32) + shift - target.astype(jnp.float32), 0.0)
+    error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
     total = jnp.sum(jnp.abs(error) * weight)
     return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
 

@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 
-from marigold_jax.losses import angular_error, scale_and_shift, scale_and_shift_invariant_l1
+from marigold_jax.losses import aligned, angular_error, scale_and_shift, weighted_l1
 from marigold_jax.objectives.contract import REMAT
 from marigold_jax.objectives.end_to_end import UNITS, end_to_end_objective
 from marigold_jax.schedule import NoiseSchedule
@@ -17,26 +17,32 @@ SIZE = (32, 48)
 TOKENS = 77
 
 
-def torch_depth_loss(pixels, batch, weight):
+def torch_depth(pixels, batch):
     """As published: (b, 1, h, w) pictures, sums over valid pixels, one 2 x 2 system an image."""
     p, g, m = pixels.mean(1, keepdim=True).clamp(-1, 1), batch["target"], batch["mask"]
-    total = 0.0
+    fitted = []
     for i in range(len(p)):
         x, y = p[i][m[i]], g[i][m[i]]
         a00, a01, a11, b0, b1 = (x * x).sum(), x.sum(), float(x.numel()), (x * y).sum(), y.sum()
         determinant = a00 * a11 - a01 * a01
         scale, shift = (a11 * b0 - a01 * b1) / determinant, (-a01 * b0 + a00 * b1) / determinant
-        total = total + (weight.expand(g.shape)[i][m[i]] * (scale * x + shift - y).abs()).sum()
-    return total / m.sum()
+        fitted.append(scale * p[i] + shift)
+    return torch.stack(fitted)
 
 
-def torch_normals_loss(pixels, batch, weight):
-    n = (pixels / (pixels.norm(p=2, dim=1, keepdim=True) + 1e-5)).clamp(-1, 1)
-    cosine = (n * batch["normals"]).sum(1, keepdim=True).clamp(-1, 1)
-    return torch.arccos(cosine[batch["mask"]]).mean()
+def torch_normals(pixels, batch):
+    return (pixels / (pixels.norm(p=2, dim=1, keepdim=True) + 1e-5)).clamp(-1, 1)
 
 
-TORCH_LOSSES = {"depth": torch_depth_loss, "normals": torch_normals_loss}
+def torch_l1(a, b, mask, weight):
+    return ((weight * (a - b).abs())[mask]).mean()
+
+
+def torch_angle(a, b, mask, weight):
+    return torch.arccos((a * b).sum(1, keepdim=True).clamp(-1, 1)[mask]).mean()
+
+
+TORCH_LOSSES = {"depth": (torch_depth, torch_l1, "target"), "normals": (torch_normals, torch_angle, "normals")}
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +68,21 @@ def both(tmp_path_factory):
     return pipe, checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize(("units", "spread"), [*((units, 0.0) for units in UNITS), ("relative", 0.4)])
 @pytest.mark.parametrize("target", TORCH_LOSSES)
-def test_loss_and_gradients_equal_pytorch(both, batch, target, units):
+def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
     pipe, ours = both
     schedule = NoiseSchedule.from_config(dict(ours.scheduler))
     prompt = np.random.default_rng(1).normal(size=(TOKENS, pipe.unet.config.cross_attention_dim)).astype(np.float32)
-    objective = end_to_end_objective(ours.unet.structure, ours.vae.structure, schedule, target=target, units=units)
+    objective = end_to_end_objective(
+        ours.unet.structure,
+        ours.vae.structure,
+        schedule,
+        target=target,
+        units=units,
+        noise="gaussian" if spread else "zeros",
+        spread=spread,
+    )
     frozen = {"vae": ours.vae.params, "empty_prompt": jnp.asarray(prompt)}
     (loss, _), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(
         ours.unet.params, frozen, batch, jax.random.key(0)
@@ -78,17 +92,24 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units):
     scaling = pipe.vae.config.scaling_factor
     with torch.no_grad():
         rgb = pipe.vae.encode(oracle.nchw(batch["rgb"])).latent_dist.mean * scaling
-    seen = torch.cat([rgb, torch.zeros_like(rgb)], 1)
-    velocity = pipe.unet(seen, 999, torch.from_numpy(prompt).expand(2, -1, -1)).sample
-    x0 = -float(schedule.sigma[999]) * velocity
-    pixels = pipe.vae.decode(x0 / scaling).sample
+    theirs = {key: oracle.nchw(value) for key, value in batch.items() if value.ndim == 4}
+    read, distance, key_of_target = TORCH_LOSSES[target]
+    members = 2 if spread else 1
+    noise = jax.random.normal(jax.random.key(0), (2 * members, SIZE[0] // 8, SIZE[1] // 8, 4), jnp.float32)
+    predictions = []
+    for x_t in torch.split(oracle.nchw(np.asarray(noise)) if spread else torch.zeros_like(rgb), 2):
+        velocity = pipe.unet(torch.cat([rgb, x_t], 1), 999, torch.from_numpy(prompt).expand(2, -1, -1)).sample
+        x0 = float(schedule.signal[999]) * x_t - float(schedule.sigma[999]) * velocity
+        predictions.append(read(pipe.vae.decode(x0 / scaling).sample, theirs))
     weight = {
         "metres": torch.from_numpy(batch["span"] / 2)[:, None, None, None],
         "normalised": torch.ones(1),
         "relative": oracle.nchw(batch["span"][:, None, None, None] / 2 / batch["depth"]),
     }[units]
-    theirs = {key: oracle.nchw(value) for key, value in batch.items() if value.ndim == 4}
-    wanted = TORCH_LOSSES[target](pixels, theirs, weight)
+    apart = [distance(prediction, theirs[key_of_target], theirs["mask"], weight) for prediction in predictions]
+    wanted = sum(apart) / members
+    if spread:
+        wanted = wanted - spread / 2 * distance(*predictions, theirs["mask"], weight)
     wanted.backward()
     np.testing.assert_allclose(loss, wanted.item(), rtol=2e-6)
     parameters = dict(pipe.unet.named_parameters())
@@ -116,6 +137,10 @@ def test_what_is_computed_again_changes_nothing(both, batch):
             assert np.linalg.norm(got[path] - wanted) <= 1e-4 * max(np.linalg.norm(wanted), 1e-6), path
 
 
+def scale_and_shift_invariant_l1(prediction, target, mask, weight):
+    return weighted_l1(aligned(prediction, target, mask), target, mask, weight)
+
+
 def test_the_gradient_of_the_alignment_equals_finite_differences():
     random = np.random.default_rng(0)
     prediction, target = random.normal(size=(2, 2, 5, 6, 1))
@@ -141,6 +166,13 @@ def test_the_gradient_of_the_alignment_equals_finite_differences():
         nudge[index] = step
         want[index] = (loss(prediction + nudge) - loss(prediction - nudge)) / (2 * step)
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_members_that_see_no_noise_cannot_differ(both):
+    _, ours = both
+    schedule = NoiseSchedule.from_config(dict(ours.scheduler))
+    with pytest.raises(ValueError, match=r"spread is 0\.3 and noise is 'zeros': wanted noise"):
+        end_to_end_objective(ours.unet.structure, ours.vae.structure, schedule, spread=0.3)
 
 
 def test_nothing_to_align_is_no_nan():

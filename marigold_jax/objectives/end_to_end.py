@@ -4,14 +4,15 @@ The network sees the image's latent beside noise, or zeros; the latent it implie
 the loss compares pixels with the truth. Gradients flow back through the decoder.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PRNGKeyArray
 
 from marigold_jax.description import END_TO_END, OPTIONS
-from marigold_jax.losses import angular_error, scale_and_shift_invariant_l1
+from marigold_jax.losses import aligned, angular_error, weighted_l1
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.objectives.alignment import make_alignment
@@ -50,18 +51,27 @@ UNITS = {
 }
 
 
-def _depth_loss(pixels, batch, weight):
+def _aligned_depth(pixels, batch):
     depth = jnp.clip(jnp.mean(pixels, axis=-1, keepdims=True), -1.0, 1.0)
-    return scale_and_shift_invariant_l1(depth, batch["target"], mask_of(batch), weight)
+    return aligned(depth, batch["target"], mask_of(batch))
 
 
-def _normals_loss(pixels, batch, weight):
+def _unit_normals(pixels, batch):
     length = jnp.sqrt(jnp.sum(pixels**2, axis=-1, keepdims=True))
-    normals = jnp.clip(pixels / (length + NORM_EPSILON), -1.0, 1.0)
-    return angular_error(normals, batch["normals"], mask_of(batch))
+    return jnp.clip(pixels / (length + NORM_EPSILON), -1.0, 1.0)
 
 
-LOSSES = {"depth": _depth_loss, "normals": _normals_loss}
+class Judgement(NamedTuple):
+    """`read(pixels, batch)`: the prediction in decoded pixels. `distance(a, b, batch, weight)`: between two."""
+
+    read: Callable[[Array, Batch], Array]
+    distance: Callable[[Array, Array, Batch, Array | None], Array]
+
+
+JUDGEMENTS = {
+    "depth": Judgement(_aligned_depth, lambda a, b, batch, weight: weighted_l1(a, b, mask_of(batch), weight)),
+    "normals": Judgement(_unit_normals, lambda a, b, batch, weight: angular_error(a, b, mask_of(batch))),
+}
 
 
 def describe_end_to_end(*, noise: str = "zeros", **options: Any) -> dict[str, Any]:
@@ -81,8 +91,14 @@ def end_to_end_objective(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
     align: float = 0.0,
+    spread: float = 0.0,
 ) -> Objective:
     """Returns the objective: the scale-and-shift-invariant L1 of depth, or the mean angle of normals, in radians.
+
+    A network judged like this learns to pass over the noise, and members of an ensemble are all the same. With `spread`
+    it sees every image twice, with different noise, and is rewarded for how far the two predictions are apart: for 1
+    the score of an ensemble of two is the fair CRPS (arXiv 2412.15832, section 2), least where members scatter as
+    widely as the truth might. For less they scatter less, and one alone is not much worse than their median.
 
     Args:
         target: "depth" or "normals".
@@ -93,13 +109,17 @@ def end_to_end_objective(
         compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
         remat: a row of `REMAT`, for UNet and decoder. With any but "none", images are decoded one at a time.
         align: what the loss of `objectives.alignment` is worth beside this one.
+        spread: what half the distance between two members is worth, from 0 to 1; 0 makes do with one.
 
     Raises:
-        ValueError: the target, noise, units or remat is unknown.
+        ValueError: the target, noise, units or remat is unknown, or members would differ in nothing.
     """
     row(TARGETS, "target", target)
     draw, weigh = row(DRAWS, "noise", noise), row(UNITS, "units", units)
-    loss_of, checkpoint = LOSSES[target], row(REMAT, "remat", remat)
+    judgement, checkpoint = JUDGEMENTS[target], row(REMAT, "remat", remat)
+    if spread and noise == "zeros":
+        raise ValueError(f"objective: spread is {spread} and noise is 'zeros': wanted noise for members to differ by")
+    members = 2 if spread else 1
     last, also = schedule.num_train_timesteps - 1, make_alignment(align)
 
     def objective(
@@ -108,6 +128,7 @@ def end_to_end_objective(
         unet = functional.merge(unet_structure, cast(params, compute_dtype))
         vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
         rgb = jax.lax.stop_gradient(vae.encode(batch["rgb"].astype(compute_dtype)))
+        images, rgb = len(rgb), jnp.concatenate([rgb] * members)
         timesteps = jnp.full(len(rgb), last, jnp.int32)
         x_t = draw(key, rgb.shape, jnp.full(len(rgb), strength, jnp.float32))
         context = context_of(frozen, len(rgb), compute_dtype)
@@ -122,7 +143,14 @@ def end_to_end_objective(
             pixels = vae.decode(latents)
         else:
             pixels = jax.lax.map(lambda latent: vae.decode(latent[None], checkpoint)[0], latents)
-        loss = loss_of(pixels.astype(jnp.float32), batch, weigh(batch) if target == "depth" else None)
-        return also(loss, {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}, params, frozen, batch, taps)
+        predictions = [judgement.read(of_one, batch) for of_one in jnp.split(pixels.astype(jnp.float32), members)]
+        weight = weigh(batch) if target == "depth" else None
+        truth = batch[TARGETS[target][0]]
+        loss = sum(judgement.distance(prediction, truth, batch, weight) for prediction in predictions) / members
+        metrics = {"valid_pixels": jnp.mean(mask_of(batch), dtype=jnp.float32)}
+        if spread:
+            metrics["apart"] = judgement.distance(*predictions, batch, weight)
+            loss -= spread / 2 * metrics["apart"]
+        return also(loss, metrics, params, frozen, batch, [tap[:images] for tap in taps])
 
     return objective
