@@ -11,20 +11,7 @@ frames by heart. The alignment to features of ImageNet goes on. 72 minutes on tw
 
     export XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
 
-What ships went on from there. First its VAE: more pictures, though smaller and of parts of frames, and less weight on
-edges, 48 minutes on one core. Then its UNet once more, for that VAE, with more frames: 63 minutes on both. (The last
-1,000 steps of the VAE came after the UNet; they move its latents by 3 % of their deviation.)
-
-    python -m marigold_jax.train --config configs/rooms_vae.py --workdir runs/rooms_vae_more \\
-        --config.model.checkpoint=runs/rooms_end_to_end --config.optim.total_steps=5000 --config.run.steps=5000 \\
-        --config.data.train="(('rooms/train', 0.45), ('rooms_b/train', 0.55))" --config.optim.final_ratio=0.03 \\
-        --config.data.size="(96, 128)" --config.data.zoom=1.5 --config.data.batch_size=2 \\
-        --config.objective.absolute=0.25 --config.objective.edges=0.2 --config.objective.noise=0.02
-    python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 \\
-        --scenes 1500 --views 4 --seed 2 --name rooms_c
-    python -m marigold_jax.train --config configs/rooms_end_to_end.py --workdir runs/rooms_more \\
-        --config.model.checkpoint=runs/rooms_vae_more --config.optim.total_steps=6000 --config.run.steps=6000 \\
-        --config.data.train="(('rooms/train', 0.25), ('rooms_b/train', 0.3), ('rooms_c/train', 0.45))"
+What ships went on from there, the VAE and the UNet by turns: `launch/marigold_rooms.sh` is all of it.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,7 @@
 """The launchers: sound shell, what they would do, and a JobSet that fits together."""
 
+import ast
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -17,6 +19,7 @@ BEFORE = {
     "slurm": [],
     "tpu_pod": ["pod", "europe-west4-b", "v5litepod-16"],
 }  # arguments of the launcher's own
+TEXTS = ("model.checkpoint", "data.data_dir")
 
 
 def dry(name, *arguments, **environment):
@@ -45,10 +48,31 @@ def test_a_dry_run_prints_what_would_be_done(name, tmp_path):
     assert expected[name] in done.stdout
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", [*BEFORE, "marigold_rooms"])
 def test_without_arguments_a_launcher_explains_itself(name):
     done = dry(name)
     assert done.returncode == 2 and f"launch/{name}.sh" in done.stderr and "set -e" not in done.stderr
+
+
+def test_how_the_shipped_model_was_made_can_be_repeated():
+    """Every training is one of its configuration, and begins from one before it."""
+    done = dry("marigold_rooms", "my data", "runs", DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+    trainings = [shlex.split(line) for line in done.stdout.splitlines() if "marigold_jax.train" in line]
+    known = set()
+    for number, words in enumerate(trainings):
+        given = dict(word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
+        spec = importlib.util.spec_from_file_location("config", ROOT / words[words.index("--config") + 1])
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+        assert given["data.data_dir"] == "my data"
+        for key, value in given.items():
+            section, name = key.split(".")
+            assert isinstance(value if key in TEXTS else ast.literal_eval(value), type(config[section][name])), key
+        assert given.get("model.checkpoint") in known or number == 0
+        known.add(words[words.index("--workdir") + 1])
+    assert len(known) == 5
 
 
 def test_a_pod_is_named_before_the_flags():
