@@ -35,6 +35,7 @@ OPTIM = {
 OBJECTIVES = {
     "diffusion": {"name": "diffusion", "prompt_length": 2},
     "end_to_end": {"name": "end_to_end", "prompt_length": 2, "units": "normalised"},
+    "spread": {"name": "end_to_end", "prompt_length": 2, "units": "normalised", "noise": "gaussian", "spread": 0.3},
 }
 
 

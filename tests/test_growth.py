@@ -59,7 +59,10 @@ def test_a_run_may_start_from_a_wider_vae(shapes_only):
 
 def test_what_cannot_be_widened_is_said(narrow):
     for widths, wanted in (
-        ((8, 8, 16, 32), r"vae_widths=\(8, 8, 16, 32\): wanted multiples of \(8, 8, 16, 24\)"),
+        (
+            (8, 8, 16, 32),
+            r"vae_widths=\(8, 8, 16, 32\): wanted multiples of \(8, 8, 16, 24\), the VAE's own, or \(\) to",
+        ),
         ((8, 8, 16), "wanted multiples"),
         ((16, 8, 16, 24), "wanted neighbours alike where they are"),
         ((16, 16, 16, 24), "wanted neighbours alike where they are"),

@@ -14,6 +14,7 @@ from marigold_jax.models.functional import Params, Structure
 from marigold_jax.objectives.contract import REMAT, TARGETS, Batch, Frozen, Metrics, Objective, cast, row
 
 SCALES = 3  # at which neighbours are compared: 1, 2 and 4 pixels
+SMALLEST_ERROR = 1e-5  # squared, so that what is perfect, at 56 dB, has a gradient
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
@@ -76,7 +77,7 @@ def autoencoder_objective(
         error = painted - pixels
         spread = jnp.mean(jnp.mean(z, (0, 1, 2)) ** 2) + jnp.mean((jnp.sqrt(jnp.var(z, (0, 1, 2)) + 1e-6) - 1) ** 2)
         squared = jnp.mean(error**2, axis=(1, 2, 3))
-        psnr = -10 * jnp.log10((squared + 1e-5) / 4)  # of each picture; 4: the square of [-1, 1]'s length
+        psnr = -10 * jnp.log10((squared + SMALLEST_ERROR) / 4)  # of each picture; 4: the square of [-1, 1]'s length
         loss = jnp.mean(squared) + absolute * jnp.mean(jnp.abs(error)) + edges * edge_error(error) + latents * spread
         return loss - decibels * jnp.mean(psnr), {"psnr": jnp.mean(psnr[: len(batch["rgb"])])}
 

@@ -29,7 +29,9 @@ def widen(part: Component, widths: tuple[int, ...], seed: int = 0) -> Component:
         raise ValueError(f"config.model.vae_widths={widths}: wanted an AutoencoderKL to widen, not {part.config}")
     old = part.config.block_out_channels
     if len(old) != len(widths) or any(new % width for new, width in zip(widths, old, strict=True)):
-        raise ValueError(f"config.model.vae_widths={widths}: wanted multiples of {old}, the widths of the VAE so far")
+        raise ValueError(
+            f"config.model.vae_widths={widths}: wanted multiples of {old}, the VAE's own, or () to leave it as it is"
+        )
     if old == widths:
         return part
     config = dataclasses.replace(part.config, block_out_channels=widths)
