@@ -126,13 +126,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     reporter = progress.Progress(workdir, first, last, data.batch_size * data.accumulation, speak=speaks)
 
     # ------------------------------------------------------------------------------------------------------- The loop
-    metrics = None
+    earlier = metrics = None
     for step in range(first, last):
         # Later, being asked to stop waits for the end of a step, where it is saved.
         if signals and step == first:
             break
-        # That of the step before is known by now, so that asking for it does not hold up the device.
-        if metrics is not None and (skipped := int(metrics["skipped"])) >= config.run.max_skipped:
+        # The step before last is over, or nearly: to ask for that of the last would leave the device without work.
+        if earlier is not None and (skipped := int(earlier["skipped"])) >= config.run.max_skipped:
             checkpoints.finish()
             raise FloatingPointError(
                 f"step {step}: loss or gradients were not finite {skipped} times in a row; lower "
@@ -145,7 +145,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             batch = layout.place_batch({key: batch[key] for key in keys})
             accumulator = accumulate(accumulator, state["params"], still, batch, step, micro)
             flops += count(state["params"], still, batch, jax.random.key(0))
-        state, metrics = update(state, accumulator)
+        earlier, (state, metrics) = metrics, update(state, accumulator)
 
         # What is due now, by the number of steps that are done. The last step is evaluated and saved in any case.
         done = step + 1

@@ -551,5 +551,5 @@ def test_distillation_without_an_average_is_refused(here, reference, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 2: .* not finite 2 times in a row; lower config.optim"):
+    with pytest.raises(FloatingPointError, match=r"step 3: .* not finite 2 times in a row; lower config.optim"):
         here(tmp_path / "run", 1, run__max_skipped=2, run__evaluate_every=0, objective__strength=float("inf"))
