@@ -52,8 +52,8 @@ def test_copies_learn_different_things(narrow, batch):
 
 @pytest.mark.parametrize("shapes_only", [False, True])
 def test_a_run_may_start_from_a_wider_vae(shapes_only):
-    start = runs.start_from("marigold-rooms", vae_widths=(16, 32, 64, 384), shapes_only=shapes_only)
-    assert start.vae.config.block_out_channels == (16, 32, 64, 384)
+    start = runs.start_from("marigold-rooms", vae_widths=(16, 32, 128, 384), shapes_only=shapes_only)
+    assert start.vae.config.block_out_channels == (16, 32, 128, 384)
     assert start.vae.params["decoder.conv_in.kernel"].shape == (3, 3, 4, 384)
 
 

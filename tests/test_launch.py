@@ -19,7 +19,7 @@ BEFORE = {
     "slurm": [],
     "tpu_pod": ["pod", "europe-west4-b", "v5litepod-16"],
 }  # arguments of the launcher's own
-TEXTS = ("model.checkpoint", "data.data_dir")
+TEXTS = ("model.checkpoint", "data.data_dir", "objective.compute_dtype")
 
 
 def dry(name, *arguments, **environment):
@@ -72,7 +72,7 @@ def test_how_the_shipped_model_was_made_can_be_repeated():
             assert isinstance(value if key in TEXTS else ast.literal_eval(value), type(config[section][name])), key
         assert given.get("model.checkpoint") in known or number == 0
         known.add(words[words.index("--workdir") + 1])
-    assert len(known) == 5
+    assert len(known) == 7
 
 
 def test_a_pod_is_named_before_the_flags():
