@@ -170,6 +170,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 checkpoints.save(done, state, {"step": done, "best": best, "loader": loader.get_state()}, best["step"])
         if stopping:
             break
+    batch = None  # on a CPU, its arrays lie in memory that the worker processes share
     loader.close()
     checkpoints.finish()
     reporter.close()

@@ -550,6 +550,11 @@ def test_distillation_without_an_average_is_refused(here, reference, tmp_path):
         here(tmp_path / "run", 1, **start)
 
 
+def test_worker_processes_leave_nothing_behind(run, tmp_path):
+    done = run(command(tmp_path / "run", "--config.data.num_workers=1", "--config.run.evaluate_every=0"))
+    assert "leaked" not in done.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 3: .* not finite 2 times in a row; lower config.optim"):
         here(tmp_path / "run", 1, run__max_skipped=2, run__evaluate_every=0, objective__strength=float("inf"))
