@@ -10,11 +10,15 @@ from absl import flags
 def parse(argv: list[str]) -> list[str]:
     """Flags and configuration, or one line about what is wrong with them."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        getattr(flags.FLAGS.config, "is_locked", None)  # that a file is missing is told when something is asked of it
+        return rest
     except (AttributeError, KeyError) as error:
         fail(f"no such configuration key: {re.search('[a-z_]+', str(error))[0]}; the configuration file lists them", 2)
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         fail(str(error).splitlines()[0], 2)
+    except OSError as error:  # the last line has the file and the reason
+        fail(str(error).splitlines()[-1].strip(), 2)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

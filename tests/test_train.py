@@ -228,6 +228,13 @@ def test_wrong_flags_cost_one_line(run, tmp_path):
         assert complaint in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("more", [[], ["--config.run.steps=3"]])
+def test_a_missing_configuration_costs_one_line(run, tmp_path, more):
+    program = [sys.executable, "-m", "marigold_jax.train", "--config", "nowhere.py", "--workdir", tmp_path / "run"]
+    done = run([*map(str, program), *more], status=2)
+    assert "nowhere.py" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 def test_another_configuration_is_refused(reference):
     with pytest.raises(ValueError, match=r"optim.learning_rate was 0.001, is 0.1. Name another --workdir"):
         train.train(small_config(optim__learning_rate=0.1), reference)
