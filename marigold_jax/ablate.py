@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax.data.predictions import save
 from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.runtime.files import write
 from marigold_jax.scoring import Look, means, score, spread, table
 
 SIZES = (1, 2, 3, 5, 10, 15, 20)  # of ensembles
@@ -233,9 +233,9 @@ def main(argv: list[str] | None = None) -> int:
         rows = []
         for point in tqdm(ABLATIONS[arguments.which](arguments, split, overrides), unit="point", disable=None):
             rows.append(row(point, score(point.look, split, indices, "least_square", allow_missing=False)))
-        save(arguments.output_dir / f"{arguments.which}.csv", comma_separated(rows))
+        write(arguments.output_dir / f"{arguments.which}.csv", comma_separated(rows))
         for kind, content in drawings(arguments.which, rows).items():
-            save(arguments.output_dir / f"{arguments.which}.{kind}", content)
+            write(arguments.output_dir / f"{arguments.which}.{kind}", content)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 1

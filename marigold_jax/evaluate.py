@@ -26,7 +26,6 @@ Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 
 import argparse
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,12 @@ from marigold_jax import distributed
 from marigold_jax.angles import CONVENTIONS
 from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
 from marigold_jax.data.frames import BadFrame
-from marigold_jax.data.predictions import save
 from marigold_jax.data.resample import resize
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import transform
 from marigold_jax.description import OPTIONS, add_flags, given
 from marigold_jax.metrics import ALIGNMENTS, REMARKS
+from marigold_jax.runtime.files import read_json, write, write_json
 from marigold_jax.scoring import (
     QUANTITIES,
     Look,
@@ -177,7 +176,7 @@ def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: 
         if pipe.modality.name not in split.features:
             held = " and ".join(name for name in QUANTITIES if name in split.features)
             raise ValueError(f"{called(arguments)} estimates {pipe.modality.name}; {split.path} holds {held}")
-        save(note, json.dumps(settings, indent=2).encode() + b"\n")
+        write_json(note, settings)
         with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
             for start in range(0, len(todo), TOGETHER):
                 some = todo[start : start + TOGETHER]
@@ -190,7 +189,7 @@ def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: 
                     seed=arguments.seed,
                 ).prediction
                 for index, prediction in zip(images, predictions, strict=True):
-                    save(paths[index], npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
+                    write(paths[index], npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
                 bar.update(len(some))
 
 
@@ -204,7 +203,7 @@ def photograph(split: Split, index: int) -> np.ndarray | None:
 
 def agree(file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError if the predictions beside the file, which notes how they are made, were made otherwise."""
-    found = json.loads(file.read_text()) if file.exists() else settings
+    found = read_json(file) if file.exists() else settings
     changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found.get(key) != value]
     if changed:
         raise ValueError(

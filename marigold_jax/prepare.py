@@ -32,11 +32,11 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from marigold_jax.data import panels
-from marigold_jax.data.predictions import save
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, publish, write_shard
 from marigold_jax.data.sources import SOURCES, PreparedSplit, Source, source_from
 from marigold_jax.data.transforms import PERCENTILES
+from marigold_jax.runtime.files import write
 
 SHOWN = 24  # frames on the contact sheet
 UNITS_PER_METRE = {"m": 1.0, "cm": 100.0, "mm": 1000.0}
@@ -322,7 +322,7 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
 
     remarks = [remark for shard in shards for remark in shard.remarks]
     report = folder.parent / f"report-{split}.jsonl"
-    save(report, "".join(json.dumps(remark) + "\n" for remark in remarks).encode())
+    write(report, "".join(json.dumps(remark) + "\n" for remark in remarks).encode())
     print(summary(remarks, total, report))
     if not any(shard.records for shard in shards):
         discard(builder, split)
@@ -348,9 +348,9 @@ def describe(config: RgbdConfig, split: str, path: str, folder: Path) -> None:
     if not sheet.exists():
         prepared = PreparedSplit(path)
         some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
-        save(sheet, panels.png(panels.contact_sheet(some)))
+        write(sheet, panels.png(panels.contact_sheet(some)))
     if config.card and not card.exists():
-        save(card, config.card.encode())
+        write(card, config.card.encode())
 
 
 def refuse_other_format(builder: Builder) -> None:

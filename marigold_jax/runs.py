@@ -12,7 +12,6 @@ Everything appears under its name only once it is whole, so a run may be killed 
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from marigold_jax import lora
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
 from marigold_jax.objectives import OBJECTIVES
+from marigold_jax.runtime.files import read_json, write_json
 from marigold_jax.schedule import NoiseSchedule
 from marigold_jax.sharding import Layout
 from marigold_jax.weights import checkpoint as checkpoints
@@ -123,7 +123,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     file = workdir / CONFIG
     wanted = json.loads(json.dumps(config))  # as it will be read again: tuples are lists
     if file.is_file() and Checkpoints(workdir / CHECKPOINTS).steps():
-        found = json.loads(file.read_text())
+        found = read_json(file)
         now, then = (_flat({key: x for key, x in tree.items() if key != CHANGEABLE}) for tree in (wanted, found))
         differences = [
             f"{key} was {then.get(key, 'absent')}, is {now.get(key, 'absent')}"
@@ -136,7 +136,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 "give the same configuration; only config.run may change"
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(wanted, indent=2) + "\n")
+    write_json(file, wanted)
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -332,7 +332,7 @@ def exported(workdir: Path) -> Path:
         return workdir / EXPORT
     if jax.process_count() > 1:
         raise ValueError(f"{workdir}: step {steps[-1]} is not exported yet; run `predict` with one process once")
-    config = json.loads((workdir / CONFIG).read_text())
+    config = read_json(workdir / CONFIG)
     newest = workdir / CHECKPOINTS / f"{steps[-1]:08d}"
     shapes = ocp.metadata(newest).metadata
     chosen = "ema" if "ema" in shapes else "params"
@@ -350,10 +350,4 @@ def exported(workdir: Path) -> Path:
 
 def _exported_step(workdir: Path) -> int | None:
     index = workdir / EXPORT / checkpoints.INDEX
-    return json.loads(index.read_text()).get(STEP) if index.is_file() else None
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(file)
+    return read_json(index).get(STEP) if index.is_file() else None

@@ -19,9 +19,9 @@ from marigold_jax.angles import ANGLE_METRICS, angle_scores, angular_errors, poo
 from marigold_jax.data import panels
 from marigold_jax.data.benchmarks import OfficialSplit, fitted_columns
 from marigold_jax.data.frames import BadFrame
-from marigold_jax.data.predictions import save
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.metrics import ALIGNMENTS, METRICS, SMALLEST_DEPTH, depth_scores
+from marigold_jax.runtime.files import write
 
 Map = Float[np.ndarray, "h w c"]
 Valid = Bool[np.ndarray, "h w 1"]
@@ -225,7 +225,7 @@ def report(
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["name", *quantity.metrics])
     writer.writerows([split.name_of(index), *(repr(value) for value in one.values())] for index, one in scores.items())
-    save(folder / "per_sample.csv", lines.getvalue().encode())
+    write(folder / "per_sample.csv", lines.getvalue().encode())
     examples = {}
     for index in sorted(scores, key=lambda index: -scores[index][quantity.headline[0]]):
         with contextlib.suppress(BadFrame):  # its truth could be read, its photograph cannot
@@ -237,8 +237,8 @@ def report(
         maps = [quantity.align(look(index), example, split, alignment) for index, example in examples.items()]
         rgb, truth = ([example[key] for example in shown] for key in ("rgb", quantity.name))
         drawn = quantity.panel(rgb, truth, maps, [quantity.valid(example) for example in shown])
-        save(folder / "worst.png", panels.png(drawn))
-    save(folder / "metrics.json", json.dumps(summary, indent=2, default=str).encode() + b"\n")
+        write(folder / "worst.png", panels.png(drawn))
+    write(folder / "metrics.json", json.dumps(summary, indent=2, default=str).encode() + b"\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -23,11 +23,11 @@ from ml_collections import ConfigDict, config_flags
 from marigold_jax import compilation, distributed, latents, progress, runs, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
-from marigold_jax.data.predictions import save
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.objectives.contract import TARGETS
 from marigold_jax.recipe import make_recipe
+from marigold_jax.runtime.files import write
 from marigold_jax.training import init_state, make_steps
 from marigold_jax.usage import fail, parse
 from marigold_jax.validation import VALIDATIONS
@@ -159,7 +159,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             with reporter.paused():
                 scores, panel = validate(runs.trained(base, trains, state[weights], layout), examples)
                 if speaks:
-                    save(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
+                    write(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
                     reporter.picture("validation", done, panel)
         if improved := evaluating and scores[judge] < best[judge]:
             best = {"step": done, judge: scores[judge]}

@@ -22,6 +22,7 @@ from marigold_jax.data import geometry as geometries
 from marigold_jax.data import predictions
 from marigold_jax.data.images import canonical, read_image
 from marigold_jax.modality import MODALITIES
+from marigold_jax.runtime import files as disk
 
 
 class Brightness:
@@ -345,7 +346,7 @@ def fail_from(call, code):
 def test_full_disk_stops_early_with_one_line(photos, network, capsys, monkeypatch):
     for index in range(30):
         picture(photos / f"p{index:02}.png", 20, 30)
-    monkeypatch.setattr(predictions.os, "replace", fail_from(7, errno.ENOSPC))
+    monkeypatch.setattr(disk.os, "replace", fail_from(7, errno.ENOSPC))
     status, folder = run(photos)
     assert status == 1 and len(network.calls) < 30
     captured = capsys.readouterr()
@@ -357,7 +358,7 @@ def test_full_disk_stops_early_with_one_line(photos, network, capsys, monkeypatc
 def test_unwritable_output_is_one_line_a_file(photos, network, capsys, monkeypatch):
     for index in range(3):
         picture(photos / f"p{index}.png", 20, 30)
-    monkeypatch.setattr(predictions.os, "replace", fail_from(1, errno.EACCES))
+    monkeypatch.setattr(disk.os, "replace", fail_from(1, errno.EACCES))
     status, folder = run(photos)
     assert status == 1
     errors = capsys.readouterr().err.splitlines()

@@ -12,8 +12,9 @@ import pytest
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from marigold_jax.data import predictions
-from marigold_jax.data.predictions import Journal, color, color_table, depth_to_uint16, outputs, save, save_all
+from marigold_jax.data.predictions import Journal, color, color_table, depth_to_uint16, outputs, save_all
+from marigold_jax.runtime import files
+from marigold_jax.runtime.files import write
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_nan_is_not_saved(tmp_path, depth, bad):
 @pytest.mark.parametrize("step", ["open", "write", "replace"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
     path = tmp_path / "sub" / "file.npy"
-    save(path, b"old")
+    write(path, b"old")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     class FullDisk(io.FileIO):
@@ -116,14 +117,14 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     if step == "replace":
         monkeypatch.setattr(os, "replace", fail)
     else:
-        monkeypatch.setattr(predictions, "open", fail if step == "open" else FullDisk, raising=False)
+        monkeypatch.setattr(files, "open", fail if step == "open" else FullDisk, raising=False)
     with pytest.raises(OSError, match="No space left"):
-        save(path, b"new")
+        write(path, b"new")
     assert [p.name for p in path.parent.iterdir()] == ["file.npy"] and path.read_bytes() == b"old"
 
 
 def test_saved_files_have_ordinary_permissions(tmp_path):
-    save(tmp_path / "a", b"")
+    write(tmp_path / "a", b"")
     (tmp_path / "b").write_bytes(b"")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 

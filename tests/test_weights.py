@@ -295,7 +295,7 @@ BROKEN = {
     "tensors": (break_tensors, ["3 tensors do not fit", "missing: conv_in.bias", "extra: stray", "is [4, 3, 3, 3]"]),
     "truncated": (truncate, [UNET_FILE, "download it again"]),
     "no weights": (lambda f: (f / UNET_FILE).unlink(), ["unet: no weights here"]),
-    "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae/config.json: missing"]),
+    "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae/config.json: no such file"]),
     "bad json": (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json: not valid JSON"]),
     "unknown key": (edit_config, ["unet/config.json", "unknown key 'wings'"]),
     "no text encoder": (lambda f: shutil.rmtree(f / "text_encoder"), ["empty_prompt.safetensors or text_encoder/"]),

@@ -1,16 +1,22 @@
 """Pictures from files: which files, every kind of pixel, one clear line for everything that can be wrong with one."""
 
 import glob
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from marigold_jax.runtime.files import regular
+
+# Pillow would try others as well, whatever a file is called: EPS starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF")
 # What counts as a picture inside a folder; a file that is named outright is opened whatever it is called.
 EXTENSIONS = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -54,30 +60,42 @@ def read_ahead(pool: Executor, read: Callable, paths: Iterable[Path], limit: int
 
 
 def read_image(path: str | Path) -> Shaped[np.ndarray, "h w 3"]:
+    """`decode` for a file. Raises ValueError for anything that is not a regular file, too."""
+    try:
+        with open(regular(path), "rb") as file:
+            return decode(file, str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+
+
+def decode(file: BinaryIO, name: str) -> Shaped[np.ndarray, "h w 3"]:
     """Decodes a picture of any Pillow mode, turned upright by its EXIF orientation; of an animation, the first frame.
 
     uint8, but uint16 for 16-bit grey, and float32 for floating-point grey within [0, 1]. Transparency is dropped.
-    Pillow itself narrows 16-bit colour to 8. Raises ValueError, in one line that names the file, for anything that
-    cannot be read: missing, empty, truncated, not a picture, or more pixels than Pillow's guard against decompression
-    bombs allows.
+    Pillow itself narrows 16-bit colour to 8. Raises ValueError, in one line that begins with `name`, for anything that
+    cannot be read: empty, truncated, not a picture of `FORMATS`, or more pixels than Pillow's guard against
+    decompression bombs allows.
     """
+    Image.init()  # Pillow looks among the formats that it has loaded already, where some are named
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ValueError(f"{path}: more than {limit} million pixels; shrink the picture first") from None
+        raise ValueError(f"{name}: more than {limit} million pixels; shrink the picture first") from None
     except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
-        raise ValueError(f"{path}: {'the file is empty' if empty else 'not a picture that Pillow can read'}") from None
+        empty = file.seek(0, os.SEEK_END) == 0
+        raise ValueError(f"{name}: {'the file is empty' if empty else 'not a picture that Pillow can read'}") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
+        raise ValueError(f"{name}: {error.strerror or error}") from None
     except Exception as error:  # decoders raise nearly anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be decoded: {reason}") from error
+        raise ValueError(f"{name}: cannot be decoded: {reason}") from error
 
 
 def canonical(image: Image.Image | Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "h w 3"]:

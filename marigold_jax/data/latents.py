@@ -21,10 +21,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, Float32, UInt8
 
-from marigold_jax.data.predictions import save
 from marigold_jax.data.rgbd.rgbd_dataset_builder import shards_of
 from marigold_jax.data.shards import WRITER_OPTIONS
 from marigold_jax.data.sources import PreparedSplit, dataset_folder
+from marigold_jax.runtime.files import read_json, write_json
 
 FINGERPRINT = "fingerprint.json"
 SUFFIX = ".array_record"
@@ -67,7 +67,7 @@ class LatentSplit:
 
     def __init__(self, path: str | Path):
         self.path = str(path)
-        self._dtype = json.loads((Path(path) / FINGERPRINT).read_text())["dtype"]
+        self._dtype = read_json(Path(path) / FINGERPRINT)["dtype"]
         self._records = ArrayRecordDataSource([str(shard) for shard in sorted(Path(path).glob(f"*{SUFFIX}"))])
 
     def __reduce__(self):
@@ -104,13 +104,13 @@ def begin(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         file = place / FINGERPRINT
         if not file.is_file():
             continue
-        found = json.loads(file.read_text())
+        found = read_json(file)
         if found != (wanted := json.loads(json.dumps(fingerprint))):
             keys = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
             differences = "; ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in keys)
             raise ValueError(f"{place} holds latents of something else: {differences}. Delete it to make them again")
         return
-    save(staging_of(folder) / FINGERPRINT, json.dumps(fingerprint, indent=2).encode() + b"\n")
+    write_json(staging_of(folder) / FINGERPRINT, fingerprint)
 
 
 def shards(folder: Path, frames: int) -> list[tuple[Path, range]]:

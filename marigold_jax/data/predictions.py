@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import threading
 from collections import Counter
@@ -16,6 +15,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 from tqdm import tqdm
+
+from marigold_jax.runtime.files import append_lines, printable, write
 
 JOURNAL = "predictions.jsonl"
 
@@ -51,21 +52,8 @@ def save_all(
     if not all(np.isfinite(values).all() for values in maps.values()):
         raise ValueError("the network answered with NaN or infinity; try --dtype float32, or another checkpoint")
     for output in wanted:
-        save(output.path(folder, stem), output.encode(maps[output.shows], color_map))
+        write(output.path(folder, stem), output.encode(maps[output.shows], color_map))
     return [output.name.format(stem=stem) for output in wanted]
-
-
-def save(path: Path, content: bytes | memoryview) -> None:
-    """Writes `path` whole or not at all, by renaming. Raises OSError, and then leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class Journal:
@@ -80,7 +68,7 @@ class Journal:
         self.counts = Counter()
         self.total = 0
         name = f"predictions.{part}.jsonl" if part else JOURNAL
-        self._file = open(folder / name, "ab", buffering=0)  # a line is written at once or not at all
+        self._file = append_lines(folder / name)
         self._lock = threading.Lock()
         self._bar = None
 
@@ -97,8 +85,8 @@ class Journal:
 
     def failed(self, source: Path | str, reason: Exception | str) -> None:
         """`reason` goes to standard error too, in one line that begins with the file."""
-        reason = " ".join(str(reason).split()).removeprefix(f"{source}: ")
-        self.say(f"{source}: {reason}")
+        reason = printable(" ".join(str(reason).split()).removeprefix(f"{source}: "))
+        self.say(f"{printable(source)}: {reason}")
         self._note("failed", {"input": str(source), "error": reason})
 
     def skipped(self) -> None:
@@ -124,7 +112,7 @@ class Journal:
 def gather(folder: Path) -> None:
     """Moves the lines of all parts into predictions.jsonl, those that an interrupted run left behind too."""
     for part in sorted(folder.glob("predictions.*.jsonl")):
-        with open(folder / JOURNAL, "ab", buffering=0) as file:
+        with append_lines(folder / JOURNAL) as file:
             file.write(part.read_bytes())
         part.unlink()
 

@@ -7,7 +7,6 @@ folder becomes the dataset; or its files join the splits that are already there,
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
+from marigold_jax.runtime.files import read_json, write, write_json
 
 INDEX = "dataset_info.json"
 PLAN = "plan.txt"
@@ -58,7 +58,7 @@ def begin(builder: Builder, split: str) -> list[tuple[Path, Sequence[Any]]]:
     if not plan.exists() or plan.read_text() != fingerprint:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _save(plan, fingerprint)
+        write(plan, fingerprint.encode())
     return [(staging / f"{number:05d}.array_record", frames) for number, frames in enumerate(shards)]
 
 
@@ -66,7 +66,7 @@ def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
     """Writes one shard, unless it is finished already. Runs in a process of its own."""
     finished = path.with_suffix(".json")
     if finished.exists():
-        return Shard(**json.loads(finished.read_text()))
+        return Shard(**read_json(finished))
     features = open_builder(path.parent, config).info.features
     serializer = ExampleSerializer(features.get_serialized_info())
     unfinished = path.with_suffix(".unfinished")
@@ -80,7 +80,7 @@ def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
     writer.close()
     os.replace(unfinished, path)
     shard = Shard(records, remarks)
-    _save(finished, json.dumps(dataclasses.asdict(shard)))
+    write_json(finished, dataclasses.asdict(shard))
     return shard
 
 
@@ -122,9 +122,3 @@ def discard(builder: Builder, split: str) -> None:
 def _staging(builder: Builder, split: str) -> Path:
     folder = Path(builder.data_dir)
     return folder.with_name(f"{folder.name}.incomplete-{split}")
-
-
-def _save(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -23,14 +23,13 @@ from marigold_jax.cache import user_cache
 from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
+from marigold_jax.runtime.files import read_json, write_json
 from marigold_jax.weights import empty_prompt, silence
 from marigold_jax.weights.component import (
     CONFIG,
     config_from_file,
     load_component,
-    read_json,
     save_component,
-    write_json,
 )
 from marigold_jax.weights.empty_prompt import EmptyPrompt
 

@@ -1,6 +1,5 @@
 """One component of a checkpoint folder (`unet/`, `vae/`, `text_encoder/`): its configuration and its parameters."""
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.numpy import save_file
 
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
+from marigold_jax.runtime.files import read_json, write_json
 from marigold_jax.weights import names
 from marigold_jax.weights.tensors import Tensors
 
@@ -64,26 +64,9 @@ def save_component(
     save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(dict(values), indent=2) + "\n")
-
-
 def config_from_file(file: Path, config_class: type, fixed: Mapping[str, Any]) -> Any:
     values = read_json(file)
     try:
         return config_from_dict(config_class, values, fixed)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or an error that names the file."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{file}: missing; a checkpoint folder in diffusers' layout has it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: wanted a JSON object, found {type(values).__name__}")
-    return values

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from marigold_jax.models import clip, functional
-from marigold_jax.weights.component import load_component, read_json
+from marigold_jax.runtime.files import read_json
+from marigold_jax.weights.component import load_component
 
 FILE = "empty_prompt.safetensors"
 LENGTHS = (2, 77)

@@ -9,7 +9,8 @@ import numpy as np
 
 from marigold_jax.models import clip
 from marigold_jax.models.functional import initialise
-from marigold_jax.weights.component import save_component, write_json
+from marigold_jax.runtime.files import write_json
+from marigold_jax.weights.component import save_component
 from marigold_jax.weights.empty_prompt import LENGTHS, TOKENS, EmptyPrompt
 
 HEADS = 4
