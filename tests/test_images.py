@@ -138,7 +138,7 @@ def test_damaged_files(tmp_path, pixels):
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"missing\.png: no such file"):
         read_image(tmp_path / "missing.png")
-    with pytest.raises(ValueError, match="Is a directory"):
+    with pytest.raises(ValueError, match="found a folder"):
         read_image(tmp_path)
 
 
