@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int16, Shaped, UInt8
 from PIL import Image
 
+from marigold_jax.data.images import open_image as open_picture
 from marigold_jax.data.sources import NORMAL_UNITS, Source
 
 Record = dict[str, Any]
@@ -76,7 +77,7 @@ class Frame:
 def open_image(content: bytes, path: str) -> Image.Image:
     """Decodes all of an image, so that a truncated one shows. Raises BadFrame."""
     try:
-        image = Image.open(io.BytesIO(content))
+        image = open_picture(io.BytesIO(content))
         image.load()
         return image
     except Exception as error:  # decoders raise nearly anything on a damaged file

@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 VERSION = "1.0.0"
+STORED = ("PNG", "JPEG")  # what `prepare` leaves in a record; Pillow would try others, some of which start programs
 NORMAL_UNITS = 32767  # normals are stored as 16-bit integers: an error below 0.002 degrees
 
 
@@ -123,7 +124,9 @@ def decode(record: dict, source: Source) -> dict[str, np.ndarray]:
     example = {}
     if "rgb" in record:
         rgb = record["rgb"]
-        example["rgb"] = np.asarray(Image.open(io.BytesIO(rgb)).convert("RGB")) if isinstance(rgb, bytes) else rgb
+        example["rgb"] = (
+            np.asarray(Image.open(io.BytesIO(rgb), formats=STORED).convert("RGB")) if isinstance(rgb, bytes) else rgb
+        )
     if "depth" in record:
         depth = record["depth"]
         if isinstance(depth, bytes):
@@ -141,7 +144,7 @@ def decode(record: dict, source: Source) -> dict[str, np.ndarray]:
 
 
 def _grey(png: bytes) -> Shaped[np.ndarray, "h w 1"]:
-    return np.asarray(Image.open(io.BytesIO(png)))[..., None]
+    return np.asarray(Image.open(io.BytesIO(png), formats=STORED))[..., None]
 
 
 def _unit(vectors: Shaped[np.ndarray, "h w 3"]) -> Shaped[np.ndarray, "h w 3"]:
