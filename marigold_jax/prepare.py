@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from marigold_jax.data import panels
-from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig
+from marigold_jax.data.records import read_index
+from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, publish, write_shard
-from marigold_jax.data.sources import SOURCES, PreparedSplit, Source, source_from
+from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, source_from
 from marigold_jax.data.transforms import PERCENTILES
-from marigold_jax.runtime.files import write
+from marigold_jax.runtime.files import read_json, write
 
 SHOWN = 24  # frames on the contact sheet
 UNITS_PER_METRE = {"m": 1.0, "cm": 100.0, "mm": 1000.0}
@@ -357,9 +357,9 @@ def refuse_other_format(builder: Builder) -> None:
     """A second split must be like the first."""
     if not builder.info.splits:
         return
-    there = tfds.builder_from_directory(builder.data_dir).info
-    features = [{name: repr(feature) for name, feature in info.features.items()} for info in (there, builder.info)]
-    if source_from(there.metadata) != builder.builder_config.source or features[0] != features[1]:
+    folder, config = Path(builder.data_dir), builder.builder_config
+    source = source_from(read_json(folder / METADATA), folder / METADATA)
+    if source != config.source or read_index(folder).features != features_of(config):
         raise ValueError(f"{builder.data_dir} has another unit, depth range or kind of files: choose another --name")
 
 

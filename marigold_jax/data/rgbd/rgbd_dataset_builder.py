@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from marigold_jax.data.frames import BadFrame, Record
-from marigold_jax.data.sources import VERSION, Source
+from marigold_jax.data.records import FEATURES, VERSION, Feature
+from marigold_jax.data.sources import Source
 
 SHARDS = 128  # at most, in a split: every reading process keeps every shard open
 SMALLEST_SHARD = 16
@@ -30,6 +31,13 @@ class RgbdConfig(tfds.core.BuilderConfig):
     frames: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     read: Callable[[Any], Record] | None = None
     card: str = ""
+
+
+def features_of(config: RgbdConfig) -> dict[str, Feature]:
+    """What `features.json` says of a dataset that this configuration makes, as `data.records` reads it."""
+    depth = dict(zip(("png16", "float32"), FEATURES["depth"], strict=True))[config.depth_encoding]
+    more = [key for key in ("mask", "normals") if getattr(config, key)]
+    return {key: FEATURES[key][0] for key in ("name", "rgb", *more)} | {"depth": depth}
 
 
 class Builder(tfds.core.ShardBasedBuilder):
