@@ -200,8 +200,9 @@ def test_a_dead_worker_process_is_explained(raw, tmp_path, capsys, monkeypatch):
 
 def test_missing_optional_packages_are_named(raw, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    monkeypatch.delitem(sys.modules, "marigold_jax.data.hypersim", raising=False)
-    monkeypatch.delattr(marigold_jax.data, "hypersim", raising=False)
+    for module in ("hypersim", "hdf5"):
+        monkeypatch.delitem(sys.modules, f"marigold_jax.data.{module}", raising=False)
+        monkeypatch.delattr(marigold_jax.data, module, raising=False)
     assert prepare.main(["hypersim", "--raw_dir", str(raw), "--data_dir", str(tmp_path)]) == 2
     assert "h5py" in (error := capsys.readouterr().err) and "; pip install 'marigold_jax[prepare]'" in error
 

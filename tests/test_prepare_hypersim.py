@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import h5py
 import numpy as np
@@ -215,11 +216,24 @@ def _other_key(files):
         file["data"] = np.zeros((HEIGHT, WIDTH, 3))
 
 
+def _elsewhere(files):
+    os.replace(files["color"], files["color"].with_name("secret.hdf5"))
+    with h5py.File(files["color"], "w") as file:
+        file["dataset"] = h5py.ExternalLink("secret.hdf5", "/dataset")
+
+
+def _fifo(files):
+    files["color"].unlink()
+    os.mkfifo(files["color"])
+
+
 BROKEN = {
     _remove: "missing file",
     _truncate: "unreadable HDF5",
     _empty: "unreadable HDF5",
     _other_key: "unreadable HDF5",
+    _elsewhere: "unreadable HDF5",
+    _fifo: "unreadable HDF5",
     _nan_depth: "NaN depth",
     _nan_colour: "NaN colour",
     _entity_zero: "entity id 0",

@@ -16,11 +16,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
 from marigold_jax.data.frames import BadFrame, Record, check_depth, check_sizes, quantise, read_filename_list, to_png
+from marigold_jax.data.hdf5 import read_dataset
 from marigold_jax.data.normals import towards_camera
 from marigold_jax.data.sources import SOURCES
 
@@ -136,7 +136,6 @@ def _read(path: Path) -> Shaped[np.ndarray, "..."]:
     if not path.exists():
         raise BadFrame("missing file", path)
     try:
-        with h5py.File(path, "r") as file:
-            return file["dataset"][()]
-    except (OSError, KeyError) as error:
-        raise BadFrame("unreadable HDF5", f"{path}: {' '.join(str(error).split())}") from None
+        return read_dataset(path, str(path), "dataset")
+    except ValueError as error:
+        raise BadFrame("unreadable HDF5", error) from None
