@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -70,7 +71,7 @@ def read_image(path: str | Path) -> Shaped[np.ndarray, "h w 3"]:
         raise ValueError(f"{path}: {error.strerror or error}") from None
 
 
-def decode(file: BinaryIO, name: str) -> Shaped[np.ndarray, "h w 3"]:
+def decode(file: BinaryIO | BytesIO, name: str) -> Shaped[np.ndarray, "h w 3"]:
     """Decodes a picture of any Pillow mode, turned upright by its EXIF orientation; of an animation, the first frame.
 
     uint8, but uint16 for 16-bit grey, and float32 for floating-point grey within [0, 1]. Transparency is dropped.
