@@ -176,14 +176,6 @@ def _few(names: list[str], most: int = 5) -> str:
     return ", ".join([*map(printable, names[:most]), *["..."] * (len(names) > most)])
 
 
-def tell_unused(unused: list[Unused]) -> str:
-    """One line on files that no frame makes use of, by reason."""
-    reasons = defaultdict(list)
-    for name, why in unused:
-        reasons[why].append(name)
-    return "; ".join(f"{len(names)} {why} ({_few(names)})" for why, names in reasons.items())
-
-
 def hold_out(frames: list[Frame], share: float, seed: int) -> tuple[list[Frame], list[Frame]]:
     """Splits frames into those to train on and those to validate with: whole scenes where there are several.
 

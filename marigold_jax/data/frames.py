@@ -251,5 +251,9 @@ COLUMN = re.compile(r"""(?:"([^"]*)"|'([^']*)'|(\S+))(?=\s|$)""")
 
 
 def _columns(line: str) -> list[str]:
-    parts = [part.strip() for part in line.split("\t")] if "\t" in line else [match[0] for match in COLUMN.finditer(line)]
-    return [part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "\"'" else part for part in parts if part]
+    parts = (
+        [part.strip() for part in line.split("\t")] if "\t" in line else [match[0] for match in COLUMN.finditer(line)]
+    )
+    return [
+        part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "\"'" else part for part in parts if part
+    ]
