@@ -139,4 +139,6 @@ def _channels(array: np.ndarray, path: str) -> Shaped[np.ndarray, "h w c"]:
         raise BadFrame(
             "unreadable array", f"{path}: want numbers of shape (h, w) or (h, w, c); got {array.dtype} {array.shape}"
         )
-    return array if array.ndim == 3 else array[..., None]
+    if array.ndim == 2:
+        return array[..., None]
+    return np.moveaxis(array, 0, -1) if array.shape[0] == 1 and array.shape[2] > 3 else array  # (1, h, w)

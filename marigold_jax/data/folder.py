@@ -14,6 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
@@ -90,11 +91,11 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
     return frames
 
 
-class _File:
-    """A file below RAW_DIR, and whether its kind is one that its folder holds."""
+class _File(NamedTuple):
+    """A file by its path below RAW_DIR, and whether its kind is one that its folder holds."""
 
-    def __init__(self, path: str, known: bool):
-        self.path, self.known = path, known
+    path: str
+    known: bool
 
 
 def _by_stem(root: Path, folder: str, unused: list[Unused]) -> dict[str, list[_File]]:
@@ -185,11 +186,10 @@ def hold_out(frames: list[Frame], share: float, seed: int) -> tuple[list[Frame],
     usable = [frame for frame in frames if not frame.problem]
     if len(usable) < 2:
         raise ValueError(f"--validation {share:g} wants at least two frames that can be used, found {len(usable)}")
-    folders = [frame.name.split("/")[:-1] for frame in frames]
-    depth = len(os.path.commonprefix(folders))
+    shared = len(Path(os.path.commonpath([Path(frame.name).parent for frame in frames])).parts)
     scenes = defaultdict(list)
     for frame in frames:
-        below = frame.name.split("/")[depth:]
+        below = Path(frame.name).parts[shared:]
         scenes[below[0] if len(below) > 1 else os.path.splitext(below[0])[0]].append(frame)
     sizes = {scene: sum(not frame.problem for frame in members) for scene, members in scenes.items()}
     order = [scene for scene in np.random.default_rng(seed).permutation(sorted(scenes)) if sizes[scene]]
@@ -257,9 +257,7 @@ def _check_fit(rgb: Picture, sizes: list[tuple[str, tuple[int, int]]]) -> None:
 
 
 def _depth(array: Shaped[np.ndarray, "h w c"], path: str) -> Float32[np.ndarray, "h w 1"]:
-    """Three channels must be three times the same; one channel may come first."""
-    if array.shape[0] == 1 and array.shape[2] > 3:
-        array = np.moveaxis(array, 0, -1)
+    """Three channels must be three times the same."""
     if array.shape[2] == 3 and ((array == array[..., :1]) | (array != array)).all():
         array = array[..., :1]
     if array.shape[2] != 1:

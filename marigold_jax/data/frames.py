@@ -247,13 +247,10 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-COLUMN = re.compile(r"""(?:"([^"]*)"|'([^']*)'|(\S+))(?=\s|$)""")
+COLUMN = re.compile(r"""(?:"[^"]*"|'[^']*'|\S+)(?=\s|$)""")
+QUOTED = re.compile(r"""^(["'])(.*)\1$""")
 
 
 def _columns(line: str) -> list[str]:
-    parts = (
-        [part.strip() for part in line.split("\t")] if "\t" in line else [match[0] for match in COLUMN.finditer(line)]
-    )
-    return [
-        part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "\"'" else part for part in parts if part
-    ]
+    parts = map(str.strip, line.split("\t")) if "\t" in line else (match[0] for match in COLUMN.finditer(line))
+    return [QUOTED.sub(r"\2", part) for part in parts if part]

@@ -73,7 +73,8 @@ def _key(path: str, filename_list: str) -> tuple[str, str, str]:
     match = FILE.search(path)
     if not match:
         raise ValueError(
-            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; got {printable(path)}"
+            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; "
+            f"got {printable(path)}"
         )
     return match[1], match[3], match[4]
 

@@ -21,8 +21,8 @@ SMALLEST_SHARD = 16
 class RgbdConfig(tfds.core.BuilderConfig):
     """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.frames.Record`.
 
-    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is. `flags` are
-    those of `prepare` that decide what comes out, as text; `unused` are files that no frame makes use of, and why.
+    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is. `flags`
+    are those of `prepare` that decide what comes out, as text; `unused` are files that no frame makes use of, and why.
     """
 
     source: Source | None = None
