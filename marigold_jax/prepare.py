@@ -6,13 +6,14 @@
     python -m marigold_jax.prepare rooms           --scenes 100       --data_dir DATA --fetch_assets
 
 Each makes DATA/rgbd/NAME (a TFDS dataset over ArrayRecord; TensorFlow is not needed), which configurations call
-DATA/NAME/SPLIT. Every file is checked; frames that cannot be used are left out, counted by reason, and listed in
-DATA/rgbd/NAME/report-SPLIT.jsonl; contact-SPLIT.png beside it shows some of the others. A run that was stopped goes on
-where it was when the same command is given again.
+NAME/SPLIT. Every file is checked; frames that cannot be used, and files that no frame uses, are counted by reason and
+listed in DATA/rgbd/NAME/report-SPLIT.jsonl; contact-SPLIT.png beside it shows some of the others. A run that was
+stopped goes on where it was when the same command is given again; another command for the same split is refused.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -33,12 +34,15 @@ from tqdm import tqdm
 from marigold_jax.data import panels
 from marigold_jax.data.records import read_index
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
-from marigold_jax.data.shards import Shard, begin, discard, open_builder, publish, write_shard
-from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, source_from
+from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
+from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
 from marigold_jax.data.transforms import PERCENTILES
-from marigold_jax.runtime.files import read_json, write
+from marigold_jax.runtime.files import printable, read_json, write
 
 SHOWN = 24  # frames on the contact sheet
+NAMED = 5  # files that are not used, of each reason, on the terminal
+TRAIN, VALIDATION = "train", "val"
+ALL = "all"  # what TFDS calls all splits of a dataset together
 UNITS_PER_METRE = {"m": 1.0, "cm": 100.0, "mm": 1000.0}
 
 
@@ -55,6 +59,7 @@ def _hypersim(args: argparse.Namespace) -> RgbdConfig:
         normals=args.normals,
         frames={args.split: frames},
         read=partial(hypersim.read_frame, normals=args.normals),
+        flags={"--normals": str(args.normals)},
     )
 
 
@@ -71,6 +76,7 @@ def _virtual_kitti_2(args: argparse.Namespace) -> RgbdConfig:
         normals=args.normals,
         frames={args.split: frames},
         read=partial(virtual_kitti_2.read_frame, normals=args.normals),
+        flags={"--normals": str(args.normals)},
     )
 
 
@@ -78,10 +84,15 @@ def _folder(args: argparse.Namespace) -> RgbdConfig:
     from marigold_jax.data import folder
 
     units_per_metre = UNITS_PER_METRE[args.unit] if args.unit else args.depth_scale
-    if not (units_per_metre > 0 and 0 <= args.min_depth < args.max_depth):
+    if not (np.float32(units_per_metre) > 0 and units_per_metre < np.inf and 0 <= args.min_depth < args.max_depth):
         raise ValueError("want --depth_scale above 0, and --min_depth from 0 to below --max_depth")
+    if not 0 <= args.validation < 1 or args.seed < 0:
+        raise ValueError(f"want --validation from 0 to below 1 and --seed from 0; got {args.validation:g}, {args.seed}")
+    if args.validation and args.split != TRAIN:
+        raise ValueError(f"--validation makes the splits {TRAIN} and {VALIDATION}; leave out --split {args.split}")
     source = Source(units_per_metre, args.min_depth, args.max_depth)
-    frames = folder.list_frames(args.raw_dir, args.filename_list)
+    unused: list[tuple[str, str]] = []
+    frames = folder.list_frames(args.raw_dir, args.filename_list, unused)
     encoding = folder.depth_encoding(frames)
     return RgbdConfig(
         name=args.name,
@@ -91,6 +102,14 @@ def _folder(args: argparse.Namespace) -> RgbdConfig:
         normals=frames[0].normals is not None,
         frames={args.split: frames},
         read=partial(folder.read_frame, source=source, encoding=encoding),
+        flags={
+            "--unit or --depth_scale": f"{units_per_metre:g} a metre",
+            "--min_depth": f"{args.min_depth:g}",
+            "--max_depth": f"{args.max_depth:g}",
+            "--validation": f"{args.validation:g}",
+            "--seed": str(args.seed if args.validation else 0),
+        },
+        unused=unused,
     )
 
 
@@ -112,7 +131,20 @@ def _rooms(args: argparse.Namespace) -> RgbdConfig:
         frames={args.split: frames.list_frames(film, args.scenes)},
         read=frames.read_frame,
         card=frames.card(film),
+        flags={
+            "--scenes": str(args.scenes),
+            "--views": str(args.views),
+            "--seed": str(args.seed),
+            "--size": f"{args.size[0]} {args.size[1]}",
+            "--assets": "the built-in models" if folder is None else _inventory(Path(folder)),
+        },
     )
+
+
+def _inventory(folder: Path) -> str:
+    """The contents of a folder, which may move, by the names and sizes of its files."""
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+    return f"{len(files)} files ({hashlib.sha256(repr(files).encode()).hexdigest()[:8]})"
 
 
 def _add_rooms_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +183,15 @@ def _add_folder_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_depth", type=float, default=float("inf"), help="metres; more is invalid (default: none is)"
     )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="hold out this share of the frames as the split val: whole folders where RAW_DIR/rgb has several "
+        "(default: none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, others held out (default: %(default)s)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +233,14 @@ KINDS = {
         summary="any folder of RGB images and depth maps",
         layout="""RAW_DIR holds files that belong together if they have the same path in these folders, extension aside:
 
-  RAW_DIR/rgb/a/1.jpg        any picture
-  RAW_DIR/depth/a/1.png      16-bit PNG, .npy, .exr or .pfm, along the optical axis; 0, NaN and infinity are invalid
-  RAW_DIR/mask/a/1.png       optional: PNG or .npy, not 0 where the depth is valid
-  RAW_DIR/normals/a/1.npy    optional: .npy, .exr or .pfm in [-1, 1], or 8-bit PNG; x right, y up, z to the viewer
+  RAW_DIR/rgb/a/1.jpg        any picture; turned as its EXIF says
+  RAW_DIR/depth/a/1.png      16-bit PNG or TIFF, 32-bit TIFF, .npy, .npz or .h5 (one array), .exr or .pfm, along the
+                             optical axis; 0, NaN and infinity are invalid
+  RAW_DIR/mask/a/1.png       optional: PNG, TIFF, BMP or an array, not 0 where the depth is valid
+  RAW_DIR/normals/a/1.npy    optional: array, .exr or .pfm in [-1, 1], or 8-bit PNG; x right, y up, z to the viewer
 
-Or --filename_list names the pairs, each line an RGB path and a depth path below RAW_DIR.""",
+Or --filename_list names the pairs, each line an RGB path and a depth path below RAW_DIR; names with blanks are quoted,
+or apart by tabs.""",
         configure=_folder,
         add_flags=_add_folder_flags,
     ),
@@ -239,15 +282,33 @@ def configure(args: argparse.Namespace) -> RgbdConfig:
     raw = getattr(args, "raw_dir", None)
     if raw is not None and not Path(raw).is_dir():
         raise ValueError(f"--raw_dir {raw} is not a folder")
-    args.name = args.name or (Path(raw).resolve().name if args.kind == "folder" else args.kind)
+    given, args.name = args.name, args.name or (Path(raw).resolve().name if args.kind == "folder" else args.kind)
     for flag in ("name", "split"):
-        if not re.fullmatch(r"\w[\w-]*", getattr(args, flag)):
-            raise ValueError(f"--{flag} must consist of letters, digits, _ and -; got {getattr(args, flag)!r}")
+        if not re.fullmatch(r"\w[\w-]*", value := getattr(args, flag)) or value == ALL:
+            hint = "; the folder's name will not do: give a --name" if flag == "name" and not given else ""
+            raise ValueError(f"--{flag} must consist of letters, digits, _ and -; got {printable(value)!r}{hint}")
+    refuse_to_write_into(raw, args)
     config = KINDS[args.kind].configure(args)
-    frames = config.frames[args.split][: args.limit]
+    every = config.frames[args.split]
+    frames = every[: args.limit]
     if not frames:
         raise ValueError(f"{raw} holds no frames of the {args.split} split")
-    return dataclasses.replace(config, frames={args.split: frames})
+    splits = {args.split: frames}
+    if share := getattr(args, "validation", 0):
+        from marigold_jax.data import folder
+
+        splits = dict(zip((TRAIN, VALIDATION), folder.hold_out(frames, share, args.seed), strict=True))
+        print(f"held out {len(splits[VALIDATION])} of {len(frames)} frames for {config.name}/{VALIDATION}")
+    flags = config.flags | {"--limit": str(len(frames)) if len(frames) < len(every) else "none"}
+    return dataclasses.replace(config, frames=splits, flags=flags)
+
+
+def refuse_to_write_into(raw: str | None, args: argparse.Namespace) -> None:
+    """The dataset's own pictures would be found among the raw ones by the next run."""
+    made = dataset_folder(args.data_dir, args.name).resolve()
+    for name in ("rgb", "depth", "mask", "normals") if raw else ():
+        if made.is_relative_to(inside := Path(raw, name).resolve()):
+            raise ValueError(f"--data_dir {args.data_dir} is inside {inside}: choose a folder outside of the raw data")
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
@@ -255,7 +316,7 @@ def configure(args: argparse.Namespace) -> RgbdConfig:
 
 def run_shards(tasks: list[tuple[Path, Any]], config: RgbdConfig, workers: int) -> Iterator[tuple[int, Shard]]:
     """Writes the shards, giving the number of each as it is finished. Raises BrokenProcessPool if a process dies."""
-    write = partial(write_shard, config=dataclasses.replace(config, frames={}, card=""))
+    write = partial(write_shard, config=dataclasses.replace(config, frames={}, card="", unused=[]))
     if workers == 1:
         yield from ((number, write(*task)) for number, task in enumerate(tasks))
         return
@@ -289,6 +350,17 @@ def summary(remarks: list[dict[str, Any]], total: int, report: Path) -> str:
     )
 
 
+def tell(unused: list[tuple[str, str]]) -> str:
+    """One line on files that no frame makes use of, by reason; the first of each by name."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in unused:
+        reasons.setdefault(why, []).append(printable(name))
+    return "; ".join(
+        f"{len(names)} {why} ({', '.join([*names[:NAMED], *['...'] * (len(names) > NAMED)])})"
+        for why, names in reasons.items()
+    )
+
+
 def typical_range(split: PreparedSplit) -> str:
     """Metres between which the depth of a middling frame lies; a few are read back. A wrong unit shows here."""
     some = np.unique(np.linspace(0, len(split) - 1, 16).astype(int))
@@ -306,6 +378,7 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
     builder = open_builder(data_dir, config)
     folder = Path(builder.data_dir)
     if split in builder.info.splits:
+        refuse_other_flags(builder, split, path)
         frames = builder.info.splits[split].num_examples
         print(f"{path} is prepared already: {frames} frames. To make it again, delete {folder} first")
         describe(config, split, path, folder.parent)  # what a kill may have left out
@@ -321,9 +394,13 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
             bar.update(len(tasks[number][1]))
 
     remarks = [remark for shard in shards for remark in shard.remarks]
+    unused = config.unused if split == next(iter(config.frames)) else []
+    not_used = [{"frame": name, "left_out": True, "reason": "not used", "detail": why} for name, why in unused]
     report = folder.parent / f"report-{split}.jsonl"
-    write(report, "".join(json.dumps(remark) + "\n" for remark in remarks).encode())
+    write(report, "".join(json.dumps(remark) + "\n" for remark in remarks + not_used).encode())
     print(summary(remarks, total, report))
+    if unused:
+        print(f"files not used: {tell(unused)}: see {report}")
     if not any(shard.records for shard in shards):
         discard(builder, split)
         print(f"no dataset was made: not one of the {total} frames can be used", file=sys.stderr)
@@ -353,6 +430,27 @@ def describe(config: RgbdConfig, split: str, path: str, folder: Path) -> None:
         write(card, config.card.encode())
 
 
+def refuse_other_flags(builder: Builder, split: str, path: str) -> None:
+    """What is there already must be what is asked for. Raises ValueError that says what differs."""
+    there, now = origin_of(builder, split), origin(builder.builder_config, split)
+    again = f"To make it again, delete {builder.data_dir} first, or choose another --name"
+    if there is None:  # made before flags were kept
+        refuse_other_format(builder)
+        if builder.info.splits[split].num_examples > now["frames"]:
+            raise ValueError(f"{path} is prepared already, from more frames than the {now['frames']} here. {again}")
+        return
+    flags = [
+        f"{flag} was {printable(there['flags'].get(flag, 'absent'))}, is {now['flags'].get(flag, 'absent')}"
+        for flag in dict.fromkeys((*there["flags"], *now["flags"]))
+        if there["flags"].get(flag) != now["flags"].get(flag)
+    ]
+    if flags:
+        raise ValueError(f"{path} is prepared already, with other flags: {'; '.join(flags)}. {again}")
+    if there.get("files") != now["files"]:
+        counts = f"{printable(there.get('frames'))} frames then, {now['frames']} now"
+        raise ValueError(f"{path} is prepared already, from files of other names or sizes: {counts}. {again}")
+
+
 def refuse_other_format(builder: Builder) -> None:
     """A second split must be like the first."""
     if not builder.info.splits:
@@ -366,14 +464,17 @@ def refuse_other_format(builder: Builder) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_flags(argv)
     try:
-        return prepare(configure(args), args.split, args.data_dir, args.workers)
+        config = configure(args)
+        return max(prepare(config, split, args.data_dir, args.workers) for split in config.frames)
     except ModuleNotFoundError as error:
         problem, status = f"{error}; pip install 'marigold_jax[prepare]'", 2
-    except (ValueError, BrokenProcessPool, OSError) as error:
-        problem, status = str(error), 2
+    except OSError as error:
+        problem, status = f"{error.filename}: {error.strerror}" if error.filename else error, 2
+    except (ValueError, BrokenProcessPool) as error:
+        problem, status = error, 2
     except KeyboardInterrupt:
         problem, status = "stopped; the same command goes on from here", 130
-    print(f"prepare: {problem}", file=sys.stderr)
+    print(f"prepare: {printable(problem)}", file=sys.stderr)
     return status
 
 

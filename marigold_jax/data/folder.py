@@ -1,154 +1,274 @@
 """Pairs of RGB images and depth maps in anybody's folder.
 
-    RAW_DIR/rgb/a/1.jpg        any picture that Pillow reads
-    RAW_DIR/depth/a/1.png      16-bit PNG, .npy, .exr or .pfm
-    RAW_DIR/mask/a/1.png       optional: 8-bit picture or .npy, not 0 where the depth is valid
-    RAW_DIR/normals/a/1.npy    optional: (h, w, 3) in [-1, 1] as .npy or .exr, or 8-bit PNG: (n + 1) / 2 * 255
+    RAW_DIR/rgb/a/1.jpg        any picture that `predict` reads, and as it reads it
+    RAW_DIR/depth/a/1.png      16-bit PNG or TIFF, 32-bit TIFF, .npy, .npz, .h5, .exr or .pfm
+    RAW_DIR/mask/a/1.png       optional: a picture or an array, not 0 where the depth is valid
+    RAW_DIR/normals/a/1.npy    optional: (h, w, 3) in [-1, 1] as an array, .exr or .pfm, or 8-bit PNG: (n + 1) / 2 * 255
 
 Files belong together that have the same path without extension. Or a filename list names them: each line an RGB path
-and a depth path relative to RAW_DIR.
+and a depth path relative to RAW_DIR. Only kinds of files that can be what their folder holds compete for a name:
+previews, notes and the like beside them are listed as not used.
 """
 
-import io
+import os
+from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
+from marigold_jax.data import arrays
 from marigold_jax.data.frames import (
+    NO_DEPTH,
     BadFrame,
     Frame,
     Part,
+    Picture,
     Record,
     check_depth,
-    check_depth_png,
     check_rgb,
     check_sizes,
-    open_image,
+    filename_lines,
+    is_utf8,
+    orientation_of,
     quantise,
-    read_filename_list,
     to_mask_png,
+    to_png,
 )
+from marigold_jax.data.images import EXTENSIONS
 from marigold_jax.data.sources import Source
+from marigold_jax.runtime.files import printable
 
-RGB_EXTENSIONS = frozenset(".png .jpg .jpeg .bmp .webp .tif .tiff .ppm".split())
+# What file browsers and unpackers leave behind; so are all names that begin with a dot.
+LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
+KINDS_HEADER = 26  # bytes of a PNG, in which its bits and its kind of colour stand
+AMBIGUOUS, UNKNOWN, MISSING, NOT_UTF8 = "ambiguous", "unknown file type", "missing file", "name is not UTF-8"
+
+Unused = tuple[str, str]  # a file's path below RAW_DIR, and why it is not used
 
 
-def list_frames(raw_dir: str, filename_list: str | None) -> list[Frame]:
+# ----------------------------------------------------------------------------------------- which files belong together
+
+
+def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | None = None) -> list[Frame]:
     """One frame for each RGB image, sorted by path, or for each line of the list, in its order.
 
-    If there is a mask or normals folder, every frame is expected to have a file in it. Raises ValueError if there is no
-    rgb or no depth folder, or no image.
+    If there is a mask or normals folder, every frame is expected to have a file in it. Files of which no frame makes
+    use are appended to `unused`. Raises ValueError if there is no rgb or no depth folder, or no image.
     """
-    root = Path(raw_dir)
+    root, unused = Path(raw_dir), [] if unused is None else unused
     if filename_list:
-        pairs = [columns[:2] for columns in read_filename_list(filename_list)]
-        return [Frame(rgb, Part(str(root / rgb)), Part(str(root / depth))) for rgb, depth in pairs]
+        return _listed(root, filename_list, unused)
     for name in ("rgb", "depth"):
         if not (root / name).is_dir():
             raise ValueError(
                 f"{root} must have the folders rgb and depth; there is no {name}. Or give a --filename_list"
             )
     extra = [name for name in ("mask", "normals") if (root / name).is_dir()]
-    files = {name: _by_stem(root / name) for name in ("rgb", "depth", *extra)}
+    files = {name: _by_stem(root, name, unused) for name in ("rgb", "depth", *extra)}
     frames = []
     for stem, rgb in sorted(files["rgb"].items()):
-        if rgb.suffix.lower() in RGB_EXTENSIONS:
-            others = {name: Part(str(files[name].get(stem, root / name / stem))) for name in ("depth", *extra)}
-            frames.append(Frame(str(rgb.relative_to(root)), Part(str(rgb)), **others))
+        if rgb and not rgb[0].known:
+            continue
+        paths, problem = {}, None
+        for name in files:
+            found = files[name].pop(stem, []) if name != "rgb" else rgb
+            paths[name] = found[0].path if found else f"{name}/{stem}"
+            problem = problem or _problem(name, paths[name], found)
+        if not is_utf8(stem):
+            problem = NOT_UTF8, f"{printable(paths['rgb'])}: rename it"
+        parts = {name: Part(str(root / path)) for name, path in paths.items()}
+        frames.append(Frame(_utf8(paths["rgb"]), **parts, problem=problem))
+    for name, stems in files.items():
+        for found in stems.values() if name != "rgb" else (found for found in stems.values() if not found[0].known):
+            why = "no picture of this name in rgb" if found[0].known else "unknown kind"
+            unused.extend((_utf8(file.path), why) for file in found)
     if not frames:
-        raise ValueError(f"{root / 'rgb'} holds no images ({', '.join(sorted(RGB_EXTENSIONS))})")
+        there = f"; found {_few([name for name, _ in unused if name.startswith('rgb/')])}" if unused else ""
+        raise ValueError(f"{root / 'rgb'} holds no images ({', '.join(sorted(EXTENSIONS))}){there}")
     return frames
+
+
+class _File(NamedTuple):
+    """A file by its path below RAW_DIR, and whether its kind is one that its folder holds."""
+
+    path: str
+    known: bool
+
+
+def _by_stem(root: Path, folder: str, unused: list[Unused]) -> dict[str, list[_File]]:
+    """The files of a folder by their path below it without extension: of those that compete, only known kinds."""
+    formats = FORMATS[folder]
+    stems = defaultdict(list)
+    for path in _walk(root, folder, unused):
+        stem, extension = os.path.splitext(path.removeprefix(f"{folder}/"))
+        stems[stem].append(_File(path, extension.lower() in formats))
+    for stem, files in stems.items():
+        kept = [file for file in files if file.known] or files
+        if folder == "depth" and len(kept) > 1:
+            kept = [file for file in kept if not _shallow_png(root / file.path)] or kept
+        for file in files:
+            if file not in kept:
+                unused.append((_utf8(file.path), "preview, 8-bit or in colour" if file.known else "unknown kind"))
+        stems[stem] = kept
+    return stems
+
+
+def _problem(folder: str, path: str, files: list[_File]) -> tuple[str, str] | None:
+    if not files:
+        return MISSING, path
+    if not files[0].known:
+        return UNKNOWN, f"{path}: want one of {', '.join(sorted(FORMATS[folder]))}"
+    if len(files) > 1:
+        return AMBIGUOUS, f"{', '.join(file.path for file in files)}: which of them belongs to this frame? Keep one"
+    return None
+
+
+def _walk(root: Path, folder: str, unused: list[Unused], above: tuple[str, ...] = ()) -> list[str]:
+    """Paths below `root` of everything in a folder that is not a folder, sorted. Links to folders are followed."""
+    here = os.path.realpath(root / folder)
+    if here in above:
+        unused.append((_utf8(folder), "a link to a folder above it"))
+        return []
+    try:
+        with os.scandir(root / folder) as scan:
+            entries = sorted((entry.name, entry.is_dir()) for entry in scan)
+    except OSError as error:
+        unused.append((_utf8(folder), f"unreadable folder: {error.strerror}"))
+        return []
+    found = []
+    for name, is_folder in entries:
+        if name.startswith(".") or name.lower() in LITTER:
+            continue
+        path = f"{folder}/{name}"
+        found += _walk(root, path, unused, (*above, here)) if is_folder else [path]
+    return found
+
+
+def _shallow_png(path: Path) -> bool:
+    """Whether this is a PNG that cannot be depth: fewer than 16 bits, or in colour."""
+    if path.suffix.lower() != ".png" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        header = file.read(KINDS_HEADER)
+    return header[12:16] == b"IHDR" and (header[24], header[25]) != (16, 0)
+
+
+def _listed(root: Path, filename_list: str, unused: list[Unused]) -> list[Frame]:
+    frames = []
+    for rgb, depth, *_ in filename_lines(filename_list):
+        if depth == NO_DEPTH:
+            unused.append((_utf8(rgb), "no depth in the list"))
+            continue
+        good = is_utf8(rgb) and is_utf8(depth)
+        problem = None if good else (NOT_UTF8, f"{printable(rgb)}, {printable(depth)}: rename it")
+        frames.append(Frame(_utf8(rgb), Part(str(root / rgb)), Part(str(root / depth)), problem=problem))
+    return frames
+
+
+def _utf8(name: str) -> str:
+    return name if is_utf8(name) else printable(name)
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    """The first names, for a terminal."""
+    return ", ".join([*map(printable, names[:most]), *["..."] * (len(names) > most)])
+
+
+def hold_out(frames: list[Frame], share: float, seed: int) -> tuple[list[Frame], list[Frame]]:
+    """Splits frames into those to train on and those to validate with: whole scenes where there are several.
+
+    A scene is a folder beside others; where all frames lie in one, every frame is its own. At least one frame is held
+    out, and never all. Only the names and the seed decide. Raises ValueError for fewer than two frames.
+    """
+    usable = [frame for frame in frames if not frame.problem]
+    if len(usable) < 2:
+        raise ValueError(f"--validation {share:g} wants at least two frames that can be used, found {len(usable)}")
+    shared = len(Path(os.path.commonpath([Path(frame.name).parent for frame in frames])).parts)
+    scenes = defaultdict(list)
+    for frame in frames:
+        below = Path(frame.name).parts[shared:]
+        scenes[below[0] if len(below) > 1 else os.path.splitext(below[0])[0]].append(frame)
+    sizes = {scene: sum(not frame.problem for frame in members) for scene, members in scenes.items()}
+    order = [scene for scene in np.random.default_rng(seed).permutation(sorted(scenes)) if sizes[scene]]
+    wanted, held, count = min(max(1, round(share * len(usable))), len(usable) - 1), set(), 0
+    for scene in order:
+        if count + sizes[scene] <= wanted:
+            held.add(scene)
+            count += sizes[scene]
+    if not held:
+        held.add(min(order, key=sizes.get))
+    taken = {frame.name for scene in held for frame in scenes[scene]}
+    return [f for f in frames if f.name not in taken], [f for f in frames if f.name in taken]
+
+
+# ------------------------------------------------------------------------------------------------------- from raw files
 
 
 def depth_encoding(frames: list[Frame]) -> str:
     """How to store the depth of all of them without loss: "png16" if the files are PNG, or else "float32"."""
     extensions = {Path(frame.depth.path).suffix.lower() for frame in frames}
-    return "png16" if extensions.isdisjoint(DEPTH[0].keys() - {".png"}) else "float32"
+    return "png16" if extensions.isdisjoint(FORMATS["depth"].keys() - {".png"}) else "float32"
 
 
 def read_frame(frame: Frame, source: Source, encoding: str) -> Record:
     """Infinite and NaN depth is unknown: 0. Raises BadFrame for files that are missing, broken or of several sizes."""
-    rgb, size = check_rgb(frame.rgb.read(), frame.rgb.name)
+    if frame.problem:
+        raise BadFrame(*frame.problem)
+    rgb = check_rgb(frame.rgb.read(), frame.rgb.name)
     content = frame.depth.read()
-    values = _decode(content, frame.depth.name, DEPTH)
-    sizes = [("rgb", size), ("depth", values.shape[:2])]
-    record = {"name": frame.name, "rgb": rgb, "depth": content if encoding == "png16" else values}
+    values = _decode(content, frame.depth.name, "depth")
+    sizes = [("rgb", rgb.size), ("depth", values.shape[:2])]
+    record = {"name": frame.name, "rgb": rgb.content, "depth": content if encoding == "png16" else values}
+    if encoding == "png16" and orientation_of(content) > 1:
+        record["depth"] = to_png(values[..., 0].astype(np.uint16))
     mask = None
     if frame.mask:
-        mask = _decode(frame.mask.read(), frame.mask.name, MASK)
+        mask = _decode(frame.mask.read(), frame.mask.name, "mask")
         sizes.append(("mask", mask.shape[:2]))
         record["mask"] = to_mask_png(mask)
     if frame.normals:
-        normals = _decode(frame.normals.read(), frame.normals.name, NORMALS)
+        content = frame.normals.read()
+        normals = _decode(content, frame.normals.name, "normals")
         sizes.append(("normals", normals.shape[:2]))
         record["normals"] = quantise(normals)
-    check_sizes(sizes)
+        if orientation_of(content) > 1:
+            raise BadFrame("EXIF orientation", f"{frame.normals.name}: normals that are turned point elsewhere")
+    _check_fit(rgb, sizes)
     check_depth(values, mask, source, frame.depth.name)
+    if rgb.orientation > 1:
+        record["note"] = f"turned upright by EXIF orientation {rgb.orientation}: its depth must be upright too"
     return record
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-# --------------------------------------------------------------------------------------------------------- file formats
-
-
-def _npy(content: bytes, path: str) -> Shaped[np.ndarray, "..."]:
+def _check_fit(rgb: Picture, sizes: list[tuple[str, tuple[int, int]]]) -> None:
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BadFrame("unreadable array", f"{path}: {error}") from None
-    if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
-        raise BadFrame(
-            "unreadable array", f"{path}: want numbers of shape (h, w) or (h, w, c); got {array.dtype} {array.shape}"
+        check_sizes(sizes)
+    except BadFrame as error:
+        if rgb.orientation == 1:
+            raise
+        detail = (
+            f"{error.detail}; the picture was turned by its EXIF orientation {rgb.orientation}, as predict turns it: "
+            "turn the depth likewise, or take the orientation out of the picture"
         )
-    return array if array.ndim == 3 else array[..., None]
-
-
-def _pfm(content: bytes, path: str) -> Float32[np.ndarray, "h w c"]:
-    """Portable float map: three lines (Pf or PF; width height; scale, negative: little-endian), then rows bottom up."""
-    try:
-        kind, shape, scale, values = content.split(b"\n", 3)
-        width, height = map(int, shape.split())
-        channels = {b"Pf": 1, b"PF": 3}[kind.strip()]
-        array = np.frombuffer(values, "<f4" if float(scale) < 0 else ">f4", count=height * width * channels)
-    except (ValueError, KeyError):
-        raise BadFrame("unreadable PFM", path) from None
-    return array.reshape(height, width, channels)[::-1].astype(np.float32)
-
-
-def _exr(content: bytes, path: str) -> Float32[np.ndarray, "h w c"]:
-    """Three channels (R, G, B or X, Y, Z), or one: the only one there is, or else Z, Y or R, whichever comes first."""
-    import OpenEXR  # preparing other formats works without it
-
-    try:
-        with OpenEXR.File(path, separate_channels=True) as file:
-            channels = {name: channel.pixels.astype(np.float32) for name, channel in file.channels().items()}
-    except Exception as error:
-        raise BadFrame("unreadable EXR", f"{path}: {' '.join(str(error).split())}") from None
-    for names in ("RGB", "XYZ"):
-        if set(names) <= set(channels):
-            return np.stack([channels[name] for name in names], axis=-1)
-    wanted = [name for name in (*"ZYR", *channels) if name in channels]
-    return channels[wanted[0]][..., None]
+        raise BadFrame("size mismatch, EXIF orientation", detail) from None
 
 
 def _depth(array: Shaped[np.ndarray, "h w c"], path: str) -> Float32[np.ndarray, "h w 1"]:
     """Three channels must be three times the same."""
-    if array.shape[2] == 3 and (array == array[..., :1]).all():
+    if array.shape[2] == 3 and ((array == array[..., :1]) | (array != array)).all():
         array = array[..., :1]
     if array.shape[2] != 1:
         raise BadFrame("depth with several channels", f"{path}: shape {array.shape}")
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32)
     return np.where(np.isfinite(values), values, np.float32(0))
 
 
 def _mask(array: Shaped[np.ndarray, "h w c"], path: str) -> Bool[np.ndarray, "h w 1"]:
-    return (array != 0).any(axis=-1, keepdims=True)
+    return ((array != 0) & (array == array)).any(axis=-1, keepdims=True)
 
 
 def _normals(array: Shaped[np.ndarray, "h w c"], path: str) -> Float[np.ndarray, "h w 3"]:
@@ -157,24 +277,22 @@ def _normals(array: Shaped[np.ndarray, "h w c"], path: str) -> Float[np.ndarray,
     return array
 
 
-def _picture(content: bytes, path: str, mode: str) -> Shaped[np.ndarray, "h w c"]:
-    array = np.asarray(open_image(content, path).convert(mode))
-    return array if array.ndim == 3 else array[..., None]
+# What a file is good for, by folder: how its content becomes an array, by extension, and what the array must be.
+Readers = dict[str, Callable[[bytes, str], np.ndarray]]
+ARRAYS: Readers = {".npy": arrays.npy, ".npz": arrays.npz, ".h5": arrays.hdf5, ".hdf5": arrays.hdf5}
+FLOATS: Readers = {".exr": arrays.exr, ".pfm": arrays.pfm}
+FORMATS: dict[str, Readers] = {
+    "rgb": dict.fromkeys(EXTENSIONS, arrays.picture),
+    "depth": {".png": arrays.png16, ".tif": arrays.tiff, ".tiff": arrays.tiff, **ARRAYS, **FLOATS},
+    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), arrays.picture), **ARRAYS},
+    "normals": {".png": arrays.picture_of_normals, **ARRAYS, **FLOATS},
+}
+CHECKS = {"depth": _depth, "mask": _mask, "normals": _normals}
 
 
-def _picture_of_normals(content: bytes, path: str) -> Float32[np.ndarray, "h w 3"]:
-    return _picture(content, path, "RGB").astype(np.float32) / 255 * 2 - 1
-
-
-# What a file is good for: how its content becomes an array, by extension, and what the array must be.
-DEPTH = ({".png": check_depth_png, ".npy": _npy, ".exr": _exr, ".pfm": _pfm}, _depth)
-MASK = ({".png": partial(_picture, mode="L"), ".npy": _npy}, _mask)
-NORMALS = ({".png": _picture_of_normals, ".npy": _npy, ".exr": _exr, ".pfm": _pfm}, _normals)
-
-
-def _decode(content: bytes, path: str, purpose: tuple[dict[str, Callable], Callable]) -> Shaped[np.ndarray, "h w c"]:
-    formats, check = purpose
+def _decode(content: bytes, path: str, purpose: str) -> Shaped[np.ndarray, "h w c"]:
+    formats, check = FORMATS[purpose], CHECKS[purpose]
     extension = Path(path).suffix.lower()
     if extension not in formats:
-        raise BadFrame("unknown file type", f"{path}: want one of {', '.join(formats)}")
+        raise BadFrame(UNKNOWN, f"{path}: want one of {', '.join(formats)}")
     return check(formats[extension](content, path), path)

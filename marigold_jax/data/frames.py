@@ -10,18 +10,23 @@ A reader (`hypersim`, `virtual_kitti_2`, `folder`) lists frames, and reads one f
     note      one line on what was changed in a frame that is kept         (not stored; for the report)
 """
 
+import codecs
 import io
-from collections.abc import Iterable
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int16, Shaped, UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from marigold_jax.data.images import canonical, decode
 from marigold_jax.data.images import open_image as open_picture
 from marigold_jax.data.sources import NORMAL_UNITS, Source
+from marigold_jax.runtime.files import below, printable, regular
 
 Record = dict[str, Any]
 
@@ -32,7 +37,7 @@ class BadFrame(Exception):
     def __init__(self, kind: str, detail: object):
         super().__init__(kind, str(detail))
         self.kind = kind
-        self.detail = str(detail)
+        self.detail = printable(detail)
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,17 @@ class Part:
         return f"{self.path}:{self.member}" if self.member else self.path
 
     def read(self) -> bytes:
-        """Raises BadFrame if the file is missing, unreadable or cut short."""
+        """Raises BadFrame if the file is missing, unreadable, cut short, or no file at all: a FIFO would never end."""
         try:
-            with open(self.path, "rb") as file:
+            with open(regular(self.path), "rb") as file:
                 file.seek(self.offset)
                 content = file.read(self.size)
         except FileNotFoundError:
             raise BadFrame("missing file", self.name) from None
         except OSError as error:
             raise BadFrame("unreadable file", f"{self.name}: {error.strerror}") from None
+        except ValueError as error:
+            raise BadFrame("unreadable file", error) from None
         if not content or (self.size is not None and len(content) < self.size):
             raise BadFrame("truncated file", self.name)
         return content
@@ -65,39 +72,89 @@ class Part:
 
 @dataclass(frozen=True)
 class Frame:
-    """The files of one frame. A file that should be there and is not may be given by a path that does not exist."""
+    """The files of one frame. A file that should be there and is not may be given by a path that does not exist.
+
+    `problem` is what was seen already when frames were listed, the arguments of a BadFrame.
+    """
 
     name: str
     rgb: Part
     depth: Part
     mask: Part | None = None
     normals: Part | None = None
+    problem: tuple[str, str] | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in (self.rgb, self.depth, self.mask, self.normals) if part]
 
 
-def open_image(content: bytes, path: str) -> Image.Image:
-    """Decodes all of an image, so that a truncated one shows. Raises BadFrame."""
+def open_image(content: bytes, path: str, formats: Sequence[str] = ()) -> Image.Image:
+    """Decodes all of an image, of `formats` if they are given, so that a truncated one shows. Raises BadFrame."""
+    Image.init()  # Pillow looks among the formats that it has loaded already, where some are named
     try:
-        image = open_picture(io.BytesIO(content))
-        image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size it refuses
+            file = io.BytesIO(content)
+            image = Image.open(file, formats=formats) if formats else open_picture(file)
+            image.load()
         return image
     except Exception as error:  # decoders raise nearly anything on a damaged file
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f": {error}"
         raise BadFrame("unreadable image", f"{path}{reason}") from None
 
 
-def check_rgb(content: bytes, path: str) -> tuple[bytes, tuple[int, int]]:
-    """The bytes to store and the image's (height, width). Files other than PNG and JPEG become PNG."""
-    image = open_image(content, path)
-    if image.format not in ("PNG", "JPEG"):
-        content = to_png(np.asarray(image.convert("RGB")))
-    return content, image.size[::-1]
+def orientation_of(content: bytes) -> int:
+    """How the EXIF of a picture wants its pixels turned: 1 is not at all, 2 to 8 are the other ways."""
+    try:
+        with open_picture(io.BytesIO(content)) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # decoders raise nearly anything; whether the picture can be read is asked elsewhere
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph as it is stored: a file's content, the (height, width), and what its EXIF said of its pixels."""
+
+    content: bytes
+    size: tuple[int, int]
+    orientation: int
+
+
+def check_rgb(content: bytes, path: str) -> Picture:
+    """What `predict` would see of a picture, in 8 bits. Raises BadFrame where it sees nothing.
+
+    The content of a plain PNG or JPEG stays as it is; any other picture, and one that has to be turned, becomes PNG.
+    """
+    try:
+        pixels = decode(io.BytesIO(content), path)
+    except ValueError as error:
+        raise BadFrame("unreadable image", error) from None
+    if not _plain(content, pixels):
+        pixels = pixels if pixels.dtype == np.uint8 else np.rint(canonical(pixels) * 255).astype(np.uint8)
+        stored = to_png(pixels)
+        return Picture(stored, pixels.shape[:2], orientation_of(content))
+    return Picture(content, pixels.shape[:2], 1)
+
+
+def _plain(content: bytes, pixels: Shaped[np.ndarray, "h w 3"]) -> bool:
+    """Whether any reader of PNG and JPEG sees these pixels, whatever it makes of EXIF, palettes and transparency."""
+    if not content.startswith((b"\x89PNG", b"\xff\xd8")) or pixels.dtype != np.uint8:
+        return False
+    image = open_image(content, "", ("PNG", "JPEG", "MPO"))
+    plain = image.mode in ("RGB", "L") and orientation_of(content) == 1
+    return plain and np.array_equal(np.asarray(image.convert("RGB")), pixels)
 
 
 def check_depth_png(content: bytes, path: str) -> Shaped[np.ndarray, "h w 1"]:
-    """The values of a 16-bit grey PNG. Raises BadFrame for another kind of PNG."""
-    image = open_image(content, path)
+    """The values of a 16-bit grey PNG, turned upright by EXIF. Raises BadFrame for another kind of PNG."""
+    image = open_image(content, path, ("PNG",))
     if not image.mode.startswith("I;16"):
         raise BadFrame("depth is not a 16-bit grey PNG", f"{path}: Pillow mode {image.mode}")
+    if orientation_of(content) > 1:
+        ImageOps.exif_transpose(image, in_place=True)
     return np.asarray(image)[..., None]
 
 
@@ -141,20 +198,61 @@ def to_mask_png(mask: Bool[np.ndarray, "h w 1"]) -> bytes:
     return to_png(grey)
 
 
-def read_filename_list(path: str | Path) -> list[list[str]]:
-    """The columns of each line: `rgb depth ...`, relative paths. Lines without a depth map ("None") are dropped.
+NO_DEPTH = "None"  # in the second column of official lists
+SURROGATES = "surrogateescape"  # as in Python's names of files that are not UTF-8
 
-    Raises ValueError, in one line, for a list that is missing, empty or has only one column.
+
+def filename_lines(path: str | Path) -> list[list[str]]:
+    """The columns of each line of a filename list: `rgb depth ...`, relative paths.
+
+    Columns are apart by blanks, or by tabs where a line has any; names with blanks are quoted. Lines that begin with #
+    are comments. A name that is not UTF-8 has surrogate characters.
+
+    Raises ValueError, in one line, for a list that is missing, empty or has only one column, and for names that are
+    absolute or lead upwards.
     """
     try:
-        lines = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot read this filename list ({error})") from None
-    for number, columns in enumerate(lines, start=1):
+        content = regular(path).read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+        text = content.decode("utf-16") if utf16 else content.removeprefix(codecs.BOM_UTF8).decode(errors=SURROGATES)
+    except (OSError, ValueError) as error:
+        reason = printable(getattr(error, "strerror", None) or error)
+        raise ValueError(f"{path}: cannot read this filename list ({reason})") from None
+    found = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        columns = _columns(line)
         if len(columns) < 2:
             raise ValueError(
-                f"{path}: every line must hold an RGB path and a depth path; line {number} is {columns[0]!r}"
+                f"{path}: every line must hold an RGB path and a depth path; line {number} is {printable(line)!r}"
             )
-    if not lines:
+        for name in columns:
+            try:
+                below(Path(path).parent, name)
+            except ValueError:
+                raise ValueError(
+                    f"{path}: line {number}: wanted relative names, without '..'; got {printable(name)!r}"
+                ) from None
+        found.append(columns)
+    if not found:
         raise ValueError(f"{path}: the filename list is empty")
-    return [columns for columns in lines if columns[1] != "None"]
+    return found
+
+
+def read_filename_list(path: str | Path) -> list[list[str]]:
+    """`filename_lines` without those that have no depth map."""
+    return [columns for columns in filename_lines(path) if columns[1] != NO_DEPTH]
+
+
+def is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+COLUMN = re.compile(r"""(?:"[^"]*"|'[^']*'|\S+)(?=\s|$)""")
+QUOTED = re.compile(r"""^(["'])(.*)\1$""")
+
+
+def _columns(line: str) -> list[str]:
+    parts = map(str.strip, line.split("\t")) if "\t" in line else (match[0] for match in COLUMN.finditer(line))
+    return [QUOTED.sub(r"\2", part) for part in parts if part]

@@ -19,10 +19,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
-from marigold_jax.data.frames import BadFrame, Record, check_depth, check_sizes, quantise, read_filename_list, to_png
+from marigold_jax.data.frames import (
+    BadFrame,
+    Part,
+    Record,
+    check_depth,
+    check_sizes,
+    quantise,
+    read_filename_list,
+    to_png,
+)
 from marigold_jax.data.hdf5 import read_dataset
 from marigold_jax.data.normals import towards_camera
 from marigold_jax.data.sources import SOURCES
+from marigold_jax.runtime.files import printable, regular
 
 SPLIT_FILE = "metadata_images_split_scene_v1.csv"
 SPLITS = ("train", "val", "test")
@@ -42,6 +52,11 @@ class HypersimFrame:
     @property
     def name(self) -> str:
         return f"{self.scene}/rgb_{self.camera}_fr{self.number:04d}.png"
+
+    @property
+    def parts(self) -> list[Part]:
+        files = (("final", "color"), ("geometry", "depth_meters"), ("geometry", "render_entity_id"))
+        return [Part(str(self.file(*file))) for file in files]
 
     def file(self, folder: str, kind: str) -> Path:
         images = Path(self.raw_dir, self.scene, "images")
@@ -63,12 +78,15 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Hyp
             f"{path} is missing: copy it from evermotion_dataset/analysis/ of https://github.com/apple/ml-hypersim, "
             f"or give a --filename_list"
         )
-    with open(path, newline="") as file:
-        return [
-            HypersimFrame(str(raw_dir), row["scene_name"], row["camera_name"], int(row["frame_id"]))
-            for row in csv.DictReader(file)
-            if row["included_in_public_release"] == "True" and row["split_partition_name"] == split
-        ]
+    try:
+        with open(regular(path), newline="", encoding="utf-8-sig") as file:
+            return [
+                _frame(raw_dir, row["scene_name"], row["camera_name"], int(row["frame_id"]))
+                for row in csv.DictReader(file)
+                if row["included_in_public_release"] == "True" and row["split_partition_name"] == split
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not the table of ml-hypersim ({printable(error)})") from None
 
 
 def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
@@ -125,10 +143,17 @@ def millimetres(depth: Float[np.ndarray, "h w"]) -> tuple[UInt16[np.ndarray, "h 
     return np.clip(values, 0, MAX_STORED).astype(np.uint16), int(np.count_nonzero(values >= MAX_STORED + 1))
 
 
+def _frame(raw_dir: str, scene: str, camera: str, number: int) -> HypersimFrame:
+    if not re.fullmatch(r"ai_\d{3}_\d{3}", scene) or not re.fullmatch(r"cam_\d{2}", camera) or number < 0:
+        raise ValueError(f"want scenes such as ai_001_001 and cameras such as cam_00; got {scene!r}, {camera!r}")
+    return HypersimFrame(str(raw_dir), scene, camera, number)
+
+
 def _parse(raw_dir: str, name: str, filename_list: str) -> HypersimFrame:
     match = re.search(r"(ai_\d{3}_\d{3})/rgb_(cam_\d{2})_fr(\d{4})\.png$", name)
     if not match:
-        raise ValueError(f"{filename_list}: want names such as ai_001_001/rgb_cam_00_fr0000.png; got {name}")
+        wanted = "want names such as ai_001_001/rgb_cam_00_fr0000.png"
+        raise ValueError(f"{filename_list}: {wanted}; got {printable(name)}")
     return HypersimFrame(str(raw_dir), match[1], match[2], int(match[3]))
 
 

@@ -3,6 +3,7 @@ seen.
 
 Shards grow in a folder beside the dataset, each under a temporary name until it is whole. When all are there, the
 folder becomes the dataset; or its files join the splits that are already there, the index `dataset_info.json` last.
+`metadata.json` keeps what each split was made from, so that the same command can be told from another.
 """
 
 import dataclasses
@@ -18,11 +19,13 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from marigold_jax.data.frames import Part
 from marigold_jax.data.records import INDEX, read_index
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
 from marigold_jax.data.sources import dataset_folder
 from marigold_jax.runtime.files import read_json, write, write_json
 
+PREPARED = "prepared"  # the key of metadata.json
 PLAN = "plan.txt"
 # One record a chunk gives random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -48,6 +51,12 @@ def open_builder(data_dir: str | Path, config: RgbdConfig) -> Builder:
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that is not listed in the builder's code
     try:
         return Builder(data_dir=str(data_dir), config=config, file_format="array_record")
+    except OSError:
+        raise
+    except Exception as error:  # TFDS, protobuf and JSON raise nearly anything for a damaged dataset
+        reason = " ".join(str(error).split()) or type(error).__name__
+        folder = dataset_folder(data_dir, config.name)
+        raise ValueError(f"{folder}: this dataset cannot be read: {reason}; delete it to make it again") from None
     finally:
         logging.set_verbosity(verbosity)
 
@@ -59,7 +68,7 @@ def begin(builder: Builder, split: str) -> list[tuple[Path, Sequence[Any]]]:
     """
     config, staging = builder.builder_config, _staging(builder, split)
     shards = shards_of(config.frames[split])
-    contents = (config.source, config.depth_encoding, config.mask, config.normals, shards)
+    contents = (config.source, config.depth_encoding, config.mask, config.normals, shards, origin(config, split))
     fingerprint = hashlib.sha256(repr(contents).encode()).hexdigest()
     plan = staging / PLAN
     if not plan.exists() or plan.read_text() != fingerprint:
@@ -77,14 +86,18 @@ def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
     features = open_builder(path.parent, config).info.features
     serializer = ExampleSerializer(features.get_serialized_info())
     unfinished = path.with_suffix(".unfinished")
-    writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
     remarks: list[dict[str, Any]] = []
     records = 0
-    for _, example in examples(config.read, frames, remarks):
-        message = serializer.get_tf_example(features.encode_example(example))
-        writer.write(message.SerializeToString(deterministic=True))  # or every process would order the fields anew
-        records += 1
-    writer.close()
+    try:
+        writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
+        for _, example in examples(config.read, frames, remarks):
+            message = serializer.get_tf_example(features.encode_example(example))
+            writer.write(message.SerializeToString(deterministic=True))  # or every process would order the fields anew
+            records += 1
+        writer.close()
+    except RuntimeError as error:  # of ArrayRecord, as for a full disk
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"{path.parent}: {error}; make room and give the same command again to go on") from None
     os.replace(unfinished, path)
     shard = Shard(records, remarks)
     write_json(finished, dataclasses.asdict(shard))
@@ -108,6 +121,8 @@ def publish(builder: Builder, split: str, shards: list[Shard]) -> None:
     lengths = [shards[number].records for number in full]
     info = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=names)
     builder.info.set_splits(tfds.core.splits.SplitDict([*builder.info.splits.values(), info]))
+    metadata = builder.info.metadata
+    metadata[PREPARED] = metadata.get(PREPARED, {}) | {split: origin(builder.builder_config, split)}
     builder.info.write_to_directory(staging)
     bookkeeping = [path for path in staging.iterdir() if path.stem.isdigit() or path.name == PLAN]
     if folder.exists():
@@ -119,6 +134,33 @@ def publish(builder: Builder, split: str, shards: list[Shard]) -> None:
         os.rename(staging, folder)
         for path in bookkeeping:
             (folder / path.name).unlink()
+
+
+def origin(config: RgbdConfig, split: str) -> dict[str, Any]:
+    """What a split is made from: the flags, how many frames, and a fingerprint of their files' names and sizes.
+
+    Folders may move; contents of the same size are not told apart.
+    """
+    digest = hashlib.sha256()
+    for frame in config.frames[split]:
+        files = [(os.path.basename(part.path), part.member, _size(part)) for part in getattr(frame, "parts", ())]
+        digest.update(repr((frame.name, files)).encode())
+    return {"flags": config.flags, "frames": len(config.frames[split]), "files": digest.hexdigest()[:16]}
+
+
+def _size(part: Part) -> int | None:
+    """Bytes, or None where there is no file."""
+    try:
+        return os.stat(part.path).st_size if part.size is None else part.size
+    except (OSError, ValueError):
+        return None
+
+
+def origin_of(builder: Builder, split: str) -> dict[str, Any] | None:
+    """What a split that is there was made from; None for one that was made before that was kept."""
+    kept = builder.info.metadata.get(PREPARED)
+    found = kept.get(split) if isinstance(kept, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("flags"), dict) else None
 
 
 def discard(builder: Builder, split: str) -> None:

@@ -22,6 +22,7 @@ from marigold_jax.data.folder import read_frame as read_pair
 from marigold_jax.data.frames import Frame, Part, Record, quantise, read_filename_list
 from marigold_jax.data.normals import normals_from_depth
 from marigold_jax.data.sources import SOURCES
+from marigold_jax.runtime.files import printable, regular
 
 # The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.
 SCENES = {"train": ("Scene02", "Scene06", "Scene18", "Scene20"), "val": ("Scene01",)}
@@ -72,7 +73,8 @@ def _key(path: str, filename_list: str) -> tuple[str, str, str]:
     match = FILE.search(path)
     if not match:
         raise ValueError(
-            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; got {path}"
+            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; "
+            f"got {printable(path)}"
         )
     return match[1], match[3], match[4]
 
@@ -87,8 +89,9 @@ def _index(raw_dir: str) -> dict[tuple[str, str, str], dict[str, Part]]:
 
 def _files(raw_dir: str) -> Iterator[tuple[str, Part]]:
     """Path and place of everything in the folders and archives of `raw_dir`."""
-    for folder, _, names in os.walk(raw_dir):
-        for name in names:
+    for folder, folders, names in os.walk(raw_dir):
+        folders.sort()  # the first of two files of one frame is taken, on every machine
+        for name in sorted(names):
             yield f"{folder}/{name}", Part(f"{folder}/{name}")
     for archive in sorted(Path(raw_dir).glob("*.tar")):
         if ARCHIVE.match(archive.name):
@@ -99,7 +102,7 @@ def _files(raw_dir: str) -> Iterator[tuple[str, Part]]:
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
     """What an archive holds, as far as it goes: the frames behind the end of a truncated one count as missing."""
     try:
-        with tarfile.open(archive, "r:") as file:
+        with tarfile.open(regular(archive), "r:") as file:
             yield from file
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError):  # ValueError: it is no file
         return

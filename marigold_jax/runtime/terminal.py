@@ -5,7 +5,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from io import TextIOBase
+from typing import NoReturn
 
 from marigold_jax.runtime.files import printable
 
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def say(line: object, stream: TextIO | None = None) -> None:
+def say(line: object, stream: TextIOBase | None = None) -> None:
     """Prints one line, to standard output where no stream is given. Whoever reads it may have gone away."""
     with contextlib.suppress(OSError):
         print(printable(line), file=stream, flush=True)

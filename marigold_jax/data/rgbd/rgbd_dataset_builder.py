@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from marigold_jax.data.frames import BadFrame, Record
 from marigold_jax.data.records import FEATURES, VERSION, Feature
 from marigold_jax.data.sources import Source
+from marigold_jax.runtime.files import printable
 
 SHARDS = 128  # at most, in a split: every reading process keeps every shard open
 SMALLEST_SHARD = 16
@@ -21,7 +22,8 @@ SMALLEST_SHARD = 16
 class RgbdConfig(tfds.core.BuilderConfig):
     """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.frames.Record`.
 
-    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is.
+    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is. `flags`
+    are those of `prepare` that decide what comes out, as text; `unused` are files that no frame makes use of, and why.
     """
 
     source: Source | None = None
@@ -31,6 +33,8 @@ class RgbdConfig(tfds.core.BuilderConfig):
     frames: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     read: Callable[[Any], Record] | None = None
     card: str = ""
+    flags: dict[str, str] = dataclasses.field(default_factory=dict)
+    unused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 def features_of(config: RgbdConfig) -> dict[str, Feature]:
@@ -92,7 +96,7 @@ def examples(
         except ModuleNotFoundError:
             raise
         except Exception as error:  # one odd file must not end a day's work; the report tells
-            kind, detail = f"unexpected {type(error).__name__}", f"{frame.name}: {error}"
+            kind, detail = f"unexpected {type(error).__name__}", printable(f"{frame.name}: {error}")
             remarks.append({"frame": frame.name, "left_out": True, "reason": kind, "detail": detail})
             continue
         if note := record.pop("note", None):
