@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import cache
 from importlib.util import find_spec
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
@@ -206,7 +206,7 @@ def count_pixels(path: str | Path) -> int:
         return 0
 
 
-def open_image(file: BinaryIO) -> Image.Image:
+def open_image(file: BufferedIOBase) -> Image.Image:
     """A picture of `FORMATS`, or HEIC where pillow-heif is installed, that is not decoded yet. Raises what Pillow does.
 
     More than twice `Image.MAX_IMAGE_PIXELS`, 179 million, are Pillow's DecompressionBombError.
@@ -223,7 +223,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     return Image.open(file, formats=["HEIF"])
 
 
-def decode(file: BinaryIO, name: str) -> Shaped[np.ndarray, "h w 3"]:
+def decode(file: BufferedIOBase, name: str) -> Shaped[np.ndarray, "h w 3"]:
     """Decodes a picture of any Pillow mode, turned upright by its EXIF orientation; of an animation, the first frame.
 
     uint8, but uint16 for 16-bit grey, and float32 for floating-point grey within [0, 1]. Transparency is dropped.
@@ -246,7 +246,7 @@ def decode(file: BinaryIO, name: str) -> Shaped[np.ndarray, "h w 3"]:
         raise ValueError(f"{name}: cannot be decoded: {reason}") from error
 
 
-def _head(file: BinaryIO) -> bytes:
+def _head(file: BufferedIOBase) -> bytes:
     file.seek(0)
     return file.read(12)
 
