@@ -225,7 +225,7 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
             continue  # another process's
         if first is not path:  # one path for two pictures, by links
             journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
-        elif problem := too_long(wanted, folder, name_of[path]):
+        elif problem := too_long(wanted, name_of[path]):
             journal.failed(path, problem)
         elif arguments.skip_existing and exist(wanted, folder, name_of[path], path, made):
             journal.skipped()
