@@ -26,6 +26,7 @@ SMALL = {  # what makes the recipe fit a test
     "data.batch_size": 2,
     "data.accumulation": 1,
     "data.num_workers": 0,
+    "objective.remat": "none",
     "optim.lora_rank": 2,
     "run.steps": 2,
     "run.log_every": 1,
