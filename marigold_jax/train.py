@@ -12,6 +12,7 @@ Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 
 """
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ config_flags.DEFINE_config_file("config", None, "The configuration, a Python fil
 flags.DEFINE_string("workdir", None, "The run's folder; made if missing, continued if it holds this run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+NO_VALIDATION = ("", None, "None", "none")  # a flag for a text makes a text of None
 BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val": {"count": 1000, "seed": 1}}
 
 
@@ -65,8 +67,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
             f"config.data.batch_size={data.batch_size}: wanted a multiple of the {jax.process_count()} processes"
         )
     mix = mix_of(data.train)
-    datasets = {path: open_dataset(path, data) for path, _ in mix}
-    seen = {"size": tuple(data.size) or None, "antialias": data.antialias, "far_fill": data.far_fill}
+    datasets = {path: opened("train", path, data) for path, _ in mix}
+    seen = {
+        "size": size_of(data.size, base.vae.config.downsampling),
+        "antialias": data.antialias,
+        "far_fill": data.far_fill,
+    }
     keys = ("rgb", target, "mask", "span", "depth")
     if stored:
         if built_in := datasets.keys() & BUILT_IN.keys():
@@ -93,14 +99,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         normals=target == "normals",
         **seen,
     )
-    if config.run.evaluate_every:
-        validation = open_dataset(data.validation, data)
-        spread = np.linspace(0, len(validation) - 1, config.run.validation_images).astype(int)
-        examples = [validation[int(index)] for index in spread]
-        if target == "normals" and "normals" not in examples[0]:
-            raise ValueError(
-                f"config.data.validation={data.validation} has no normals; 0 for config.run.evaluate_every"
-            )
+    examples = held_out(data, config.run, target)
 
     # ----------------------------------------------------------------------------------------- Objective and optimiser
     trains, objective, optimiser, ema_decay = recipe.trains, recipe.objective, recipe.optimiser, recipe.ema_decay
@@ -154,7 +153,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             jax.block_until_ready(metrics)
             reporter.restart(done)
         stopping = bool(signals) if alone else multihost_utils.reached_preemption_sync_point(done)
-        evaluating = config.run.evaluate_every and (done % config.run.evaluate_every == 0 or done == last)
+        evaluating = bool(examples) and (done % config.run.evaluate_every == 0 or done == last)
         scores = {}
         if evaluating:
             with reporter.paused():
@@ -196,6 +195,50 @@ def mix_of(train: tuple) -> list[tuple[str, float]]:
     except (TypeError, ValueError):
         wanted = "(('NAME/SPLIT', 0.9), ('NAME/SPLIT', 0.1))"
         raise ValueError(f"config.data.train: wanted pairs with numbers, {wanted}; found {train}") from None
+
+
+def size_of(size: tuple, cell: int) -> tuple[int, int] | None:
+    """(height, width) to train at, or None for each dataset's own. ValueError for what the VAE cannot halve."""
+    size = tuple(size) if isinstance(size, list | tuple) else size
+    if size == ():
+        return None
+    good = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    if not good or size[0] % cell or size[1] % cell:
+        raise ValueError(
+            f"config.data.size={size}: wanted (height, width), multiples of {cell}, or () for each its own"
+        )
+    return size
+
+
+def opened(key: str, name: str, data: ConfigDict) -> DataSource | Sequence[dict]:
+    """The dataset that `config.data` names. ValueError says which key it was, and what can stand there."""
+    wanted = "a prepared NAME/SPLIT, as my_scans/train"
+    if key == "validation":
+        first = str(mix_of(data.train)[0][0]).rpartition("/")[0] or "my_scans"
+        wanted = f"a prepared NAME/SPLIT, as {first}/val, or '' to train without validation"
+    try:
+        if not isinstance(name, str) or not all(name.rpartition("/")[::2]):
+            raise ValueError("is no such name")
+        return open_dataset(name, data)
+    except ValueError as error:
+        raise ValueError(f"config.data.{key}={name}: wanted {wanted}; {error}") from None
+
+
+def held_out(data: ConfigDict, run: ConfigDict, target: str) -> list[dict[str, np.ndarray]]:
+    """What the run is judged by: frames from all over the dataset for validation, each once; none where none is wanted.
+
+    Raises ValueError for a dataset that is not there, or has no normals where those are the `target`.
+    """
+    if not run.evaluate_every or data.validation in NO_VALIDATION:
+        return []
+    if run.validation_images < 1:
+        raise ValueError(f"config.run.validation_images={run.validation_images}: wanted at least 1")
+    dataset = opened("validation", data.validation, data)
+    spread = np.linspace(0, len(dataset) - 1, min(run.validation_images, len(dataset))).astype(int)
+    examples = [dataset[int(index)] for index in spread]
+    if target == "normals" and "normals" not in examples[0]:
+        raise ValueError(f"config.data.validation={data.validation} has no normals; 0 for config.run.evaluate_every")
+    return examples
 
 
 def open_dataset(name: str, data: ConfigDict) -> DataSource:

@@ -304,3 +304,27 @@ def test_a_list_of_another_dataset_is_refused(raw, tmp_path, capsys):
     names.write_text("rgb/Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg depth.png\n")
     assert run(raw, tmp_path, "--filename_list", str(names)) == 2
     assert "want names such as ai_001_001/rgb_cam_00_fr0000.png; got rgb/Scene02" in capsys.readouterr().err
+
+
+def test_scenes_that_arrived_later_and_other_flags_are_noticed(raw, tmp_path, capsys):
+    hidden = (raw / "ai_004_002").rename(raw / "elsewhere")
+    assert run(raw, tmp_path) == 0 and run(raw, tmp_path) == 0
+    hidden.rename(raw / "ai_004_002")
+    assert run(raw, tmp_path) == 2
+    assert "is prepared already, from files of other names or sizes" in capsys.readouterr().err
+    assert run(raw, tmp_path, "--normals") == 2
+    assert "--normals was False, is True" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", ["", "a,b\n1,2\n", "\xff\xfe", "scene_name"])
+def test_a_table_of_something_else_costs_one_line(raw, tmp_path, capsys, table):
+    (raw / hypersim.SPLIT_FILE).write_bytes(table.encode("latin-1"))
+    assert run(raw, tmp_path) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_scenes_of_the_table_stay_below_the_folder(raw, tmp_path, capsys):
+    path = raw / hypersim.SPLIT_FILE
+    path.write_text(path.read_text().replace("ai_004_002", "../../ai_004_002"))
+    assert run(raw, tmp_path) == 2
+    assert "want scenes such as ai_001_001" in (error := capsys.readouterr().err) and error.count("\n") == 1

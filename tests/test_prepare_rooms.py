@@ -79,3 +79,18 @@ def test_wrong_flags_cost_one_line(tmp_path, capsys, flags, complaint):
     assert run(tmp_path, *flags) == 2
     error = capsys.readouterr().err.strip()
     assert complaint in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--seed", "1"], "--seed was 0, is 1"),
+        (["--scenes", "4"], "--scenes was 3, is 4"),
+        (["--views", "3", "--size", "48", "48"], "--views was 2, is 3; --size was 48 64, is 48 48"),
+        (["--limit", "1"], "--limit was none, is 1"),
+    ],
+)
+def test_other_flags_than_those_of_the_dataset_are_refused(data_dir, capsys, flags, difference):
+    assert run(data_dir, *flags) == 2
+    error = capsys.readouterr().err
+    assert f"is prepared already, with other flags: {difference}. To make it again" in error and error.count("\n") == 1

@@ -101,7 +101,8 @@ class Batches:
         shapes = {sample[first].shape[:-1] for sample in samples}
         if len(shapes) > 1:
             raise ValueError(
-                f"{_name(dataset)} has images of several sizes ({sorted(shapes)}): give the size to train at"
+                f"{_name(dataset)} has images of several sizes ({sorted(shapes)}): give the size to train at, "
+                "config.data.size"
             )
         return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
