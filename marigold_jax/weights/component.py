@@ -14,7 +14,7 @@ from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.runtime.files import read_json, write_json
 from marigold_jax.weights import names
-from marigold_jax.weights.tensors import Tensors
+from marigold_jax.weights.tensors import Tensors, require_finite
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,8 +37,12 @@ def load_component(
         raise ValueError(f"{tensors}: {error}") from error
 
     def read(path):
-        array = names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
-        return jax.device_put(np.ascontiguousarray(array, dtype=dtype))
+        stored = names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
+        with np.errstate(over="ignore"):  # said below, by name
+            array = np.ascontiguousarray(stored, dtype=dtype)
+        if stored.dtype.itemsize > array.dtype.itemsize:
+            require_finite(array, f"{tensors}: {matches[path]} as {array.dtype}")
+        return jax.device_put(array)
 
     with ThreadPoolExecutor(READERS) as pool:
         params = dict(zip(matches, pool.map(read, matches), strict=True))
@@ -55,10 +59,11 @@ def save_component(
     file: str = WEIGHTS,
 ) -> None:
     """The inverse: a folder that diffusers loads, its weights in `dtype`. Names and layout are today's diffusers'."""
+    spatial = not getattr(config, "use_linear_projection", True)
     folder.mkdir(parents=True)
     write_json(folder / CONFIG, {"_class_name": class_name} | config_to_dict(config, fixed))
     tensors = {
-        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, dtype))
+        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, dtype), spatial)
         for path, array in params.items()
     }
     save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -67,6 +72,6 @@ def save_component(
 def config_from_file(file: Path, config_class: type, fixed: Mapping[str, Any]) -> Any:
     values = read_json(file)
     try:
-        return config_from_dict(config_class, values, fixed)
+        return config_from_dict(config_class, values, fixed, file)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
