@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from marigold_jax.runtime.typed import Between, listed, problem, shown
+from marigold_jax.runtime.typed import Between, converted, listed, problem, shown
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def config_from_dict(
             wrong.append(f"{key} = {shown(value)}, only {fixed[key]!r} is implemented")
     if wrong:
         raise ValueError(f"{cls.__name__}: {'; '.join(wrong)}. Only the Stable Diffusion family loads.")
-    given = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items() if key in fields}
+    given = {key: converted(value, fields[key]) for key, value in values.items() if key in fields}
     try:
         config = cls(**given)
     except ValueError as error:  # numbers that are sane one by one, and impossible together

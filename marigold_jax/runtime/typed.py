@@ -35,6 +35,15 @@ def problems(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> list[
     return [words for words in found if words]
 
 
+def converted(value: Any, annotation: Any) -> Any:
+    """A value that has no problem, as Python knows it: a tuple for a list, a float for an int where one is wanted."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if annotation is float else value
+
+
 def shown(value: Any) -> str:
     """A value for a message: on one line, and short."""
     try:

@@ -31,6 +31,7 @@ from marigold_jax.weights import empty_prompt, silence
 from marigold_jax.weights.component import (
     CONFIG,
     config_from_file,
+    layout_of,
     load_component,
     save_component,
 )
@@ -134,9 +135,9 @@ def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = Non
     shape to the sharding that each array is born with, as `marigold_jax.sharding.Layout.sharding`; None for one device.
     Raises FileNotFoundError or ValueError with one line that names the file.
     """
-    if (folder / NATIVE).exists():
+    if os.path.lexists(folder / NATIVE):
         loaded = _load_native(folder, dtype, sharding)
-    elif (folder / INDEX).exists():
+    elif os.path.lexists(folder / INDEX):
         loaded = _load_diffusers(folder, dtype)
     else:
         raise FileNotFoundError(f"{folder}: {_what_it_is(folder)}")
@@ -190,8 +191,8 @@ def shapes_of(folder: Path | None) -> Checkpoint:
     configs["unet"] = dataclasses.replace(configs["unet"], in_channels=2 * configs["vae"].latent_channels)
     parts = {}
     for name, config in configs.items():
-        module = COMPONENTS[name][class_name_of(name, config)].module
-        parts[name] = Component(config, *abstract(lambda rngs, module=module, config=config: module(config, rngs)))
+        structure, shapes = layout_of(COMPONENTS[name][class_name_of(name, config)].module, config)
+        parts[name] = Component(config, structure, dict(shapes))
     width = configs["unet"].cross_attention_dim
     return Checkpoint(
         **parts,
@@ -230,7 +231,7 @@ def _load_diffusers(folder: Path, dtype: Any) -> Checkpoint:
 def _prompt(folder: Path) -> EmptyPrompt:
     """The stored answer to the empty prompt: beside the weights, else in the user's cache, else computed and kept."""
     stored = folder / empty_prompt.FILE
-    if stored.exists():
+    if os.path.lexists(stored):
         return empty_prompt.load(stored)
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     if not encoder.is_dir():
@@ -239,8 +240,9 @@ def _prompt(folder: Path) -> EmptyPrompt:
             "text_encoder/ and tokenizer/ from Stable Diffusion 2 or from any Marigold checkpoint into it"
         )
     # Every file that has a part in the answer, by what changes when it does.
-    files = [file.resolve() for part in (encoder, tokenizer) if part.is_dir() for file in sorted(part.iterdir())]
-    identity = "|".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.exists())
+    files = [file for part in (encoder, tokenizer) if part.is_dir() for file in sorted(part.iterdir()) if file.exists()]
+    stats = [(os.path.realpath(file), file.stat()) for file in files]
+    identity = "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
     name = hashlib.sha256(os.fsencode(identity)).hexdigest()
     cached = user_cache("empty_prompt") / f"{name}.safetensors"
     try:
@@ -271,7 +273,7 @@ def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpo
             config = configs[name] = config_from_dict(config_class, stored[name], fixed, file)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        structures[name], plain = abstract(lambda rngs, module=module, config=config: module(config, rngs))
+        structures[name], plain = layout_of(module, config)
         shapes[name] = {
             path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(f"{name}.{path}", x.shape))
             for path, x in plain.items()
@@ -395,8 +397,8 @@ def with_vae(checkpoint: Checkpoint, folder: Path, dtype: Any = jnp.float32) -> 
 def inflate(checkpoint: Checkpoint, bias: str = "marigold", copies: int = 2) -> Checkpoint:
     """Widen `conv_in` from 4 to 4 · `copies` input channels: the kernel repeated and divided, so that the sum stays.
 
-    `bias`: "marigold" keeps it, "e2e_ft" divides it too, as the two papers' code do. A checkpoint that is already wide comes
-    back unchanged.
+    `bias`: "marigold" keeps it, "e2e_ft" divides it too, as the two papers' code do. A checkpoint that is
+    already wide comes back unchanged.
     """
     part, latent = checkpoint.unet, checkpoint.vae.config.latent_channels
     if part.config.in_channels == copies * latent:

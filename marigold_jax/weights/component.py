@@ -1,5 +1,6 @@
 """One component of a checkpoint folder (`unet/`, `vae/`, `text_encoder/`): its configuration and its parameters."""
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ def load_component(
     Raises FileNotFoundError, or ValueError that names the folder and everything in it that does not fit.
     """
     config = config_from_file(folder / CONFIG, config_class, fixed)
-    structure, shapes = abstract(lambda rngs: module(config, rngs))
+    structure, shapes = layout_of(module, config)
     tensors = Tensors(folder)
     try:
         matches = names.match({path: array.shape for path, array in shapes.items()}, tensors.shapes)
@@ -47,6 +48,12 @@ def load_component(
     with ThreadPoolExecutor(READERS) as pool:
         params = dict(zip(matches, pool.map(read, matches), strict=True))
     return config, structure, params
+
+
+@functools.lru_cache(maxsize=16)
+def layout_of(module: Callable, config: Any) -> tuple[Structure, Mapping[str, jax.ShapeDtypeStruct]]:
+    """Structure and shapes of a module, not to be altered: traced once, however often such a checkpoint is loaded."""
+    return abstract(lambda rngs: module(config, rngs))
 
 
 def save_component(

@@ -5,15 +5,18 @@ two tokens "start, end" (Marigold in training and inference, E2E-FT in inference
 (E2E-FT in training).
 """
 
+import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 from safetensors.numpy import save as serialise
 
 from marigold_jax.models import clip, functional
-from marigold_jax.runtime.files import read_json, write
+from marigold_jax.runtime.files import read_json, regular, write
 from marigold_jax.runtime.typed import Between, problem, shown
 from marigold_jax.weights.component import load_component
 from marigold_jax.weights.tensors import Tensors, require_finite
@@ -31,7 +34,7 @@ EmptyPrompt = dict[int, np.ndarray]  # length -> rows (length, d), float32
 
 def load(file: Path) -> EmptyPrompt:
     """Raises FileNotFoundError or ValueError, which names the file, unless it holds finite rows of one width."""
-    tensors = Tensors(file)
+    tensors = Tensors(regular(file))
     prompt = {}
     for length in LENGTHS:
         name = f"rows_{length}"
@@ -54,7 +57,7 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
 
     Raises ValueError, which names the file, where one of the three is not in the vocabulary.
     """
-    file = next((tokenizer / name for name in VOCABULARIES if (tokenizer / name).exists()), None)
+    file = next((tokenizer / name for name in VOCABULARIES if os.path.lexists(tokenizer / name)), None)
     if file is None:
         return SD2_IDS
     vocabulary: Any = read_json(file)
@@ -65,7 +68,7 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
     # special_tokens_map.json has the last word on padding: Stable Diffusion 2 pads with "!".
     tokens = {**TOKENS, "pad": TOKENS["eos"]}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (settings := tokenizer / name).exists() and (pad := read_json(settings).get("pad_token")):
+        if os.path.lexists(settings := tokenizer / name) and (pad := read_json(settings).get("pad_token")):
             tokens["pad"] = pad.get("content") if isinstance(pad, dict) else pad
             if not isinstance(tokens["pad"], str):
                 raise ValueError(f"{settings}: pad_token = {shown(pad)}: wanted text, or an object with content")
@@ -74,6 +77,11 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
     if words := "; ".join(wrong):
         raise ValueError(f"{file}: {words}")
     return ids
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _answer(structure: functional.Structure, params: functional.Params, ids: Array) -> Array:
+    return functional.merge(structure, params)(ids)
 
 
 def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
@@ -86,6 +94,6 @@ def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
     tokens = np.full((1, longest), ids["pad"], np.int32)
     tokens[0, :2] = ids["bos"], ids["eos"]
     # The mask is causal: the first rows of the long answer are the short answer.
-    rows = np.asarray(jax.jit(lambda params, ids: functional.merge(structure, params)(ids))(params, tokens))[0]
+    rows = np.asarray(_answer(structure, params, tokens))[0]
     require_finite(rows, f"{text_encoder}: its answer to the empty prompt")
     return {2: rows[:2], 77: rows}
