@@ -6,13 +6,14 @@
 | native    | Orbax: loads onto any sharding, in shares     | `marigold.json`    |
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from marigold_jax.cache import user_cache
 from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
-from marigold_jax.runtime.files import printable, read_json, regular, write_json
+from marigold_jax.runtime.files import below, printable, read_json, regular, write_json
 from marigold_jax.runtime.typed import listed, problems, shown
 from marigold_jax.weights import empty_prompt, silence
 from marigold_jax.weights.component import (
@@ -45,6 +46,7 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 NATIVE = "marigold.json"
 NATIVE_PARAMS = "params"
+FILES = "files"  # in a native checkpoint: the size of each file below it, in bytes
 
 
 class Kind(NamedTuple):
@@ -278,6 +280,8 @@ def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpo
             path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(f"{name}.{path}", x.shape))
             for path, x in plain.items()
         }
+    if FILES in stored:
+        _require_whole(stored[FILES], folder, file)
     try:
         params = _restore(folder / NATIVE_PARAMS, shapes)
     except Exception as error:  # Orbax lets many types through: KeyError, ValueError, OSError, tensorstore's own
@@ -303,9 +307,13 @@ def _restore(folder: Path, shapes: Any) -> Any:
     for path in folder.rglob("*"):
         if not path.is_dir():
             regular(path)
+    with _quiet():
+        stored = ocp.metadata(folder).metadata
+    if stored is None:
+        raise ValueError("its own description is damaged")
     found, wanted = (
         {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        for tree in (ocp.metadata(folder).metadata, shapes)
+        for tree in (stored, shapes)
     )
     if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
         name = wrong[0]
@@ -313,7 +321,36 @@ def _restore(folder: Path, shapes: Any) -> Any:
             f"{len(wrong)} arrays do not fit the configuration, such as {name}: found {found.get(name)}, wanted "
             f"{wanted.get(name)}"
         )
-    return ocp.load(folder, shapes)
+    with _quiet():
+        return ocp.load(folder, shapes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the many lines that Orbax writes of a damaged folder before it raises: one line is ours."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+
+
+def _require_whole(sizes: Any, folder: Path, file: Path) -> None:
+    """Raises ValueError unless every file of the native checkpoint is as long as `sizes`, noted in `file`, says.
+
+    Orbax reads many at once, and where one is cut short the others end in a heap of messages.
+    """
+    if not isinstance(sizes, dict):
+        raise ValueError(f"{file}: {FILES} = {shown(sizes)}: wanted an object from names to sizes in bytes")
+    for name, size in sizes.items():
+        try:
+            part = regular(below(folder, name))
+        except ValueError as error:
+            raise ValueError(f"{file}: {FILES}: {error}") from None
+        if part.stat().st_size != size:
+            raise ValueError(f"{part}: {part.stat().st_size} bytes, wanted {shown(size)}; copy the checkpoint again")
 
 
 def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers", dtype: str = "float32") -> None:
@@ -374,6 +411,8 @@ def _save_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
         for name, part in parts.items()
     }
     stored |= {"scheduler": dict(checkpoint.scheduler), "description": dict(checkpoint.description)}
+    files = sorted(path for path in (folder / NATIVE_PARAMS).rglob("*") if path.is_file())
+    stored[FILES] = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_json(folder / NATIVE, stored)
 
 
