@@ -59,15 +59,15 @@ def resolve_vae(name: str | Path) -> Path:
 
 def local(name: str | Path | None) -> Path | None:
     """The same where it is on this machine already; None where it would have to be downloaded."""
-    shipped = SHIPPED / str(DEFAULT if name is None else name)
-    ships = shipped.parent == SHIPPED and (shipped / "model_index.json").is_file()
     if name is None:
-        return shipped
+        return SHIPPED / DEFAULT
+    shipped = SHIPPED / str(name)
     try:
         path = Path(name).expanduser()
         if str(name) == "" or path.is_file():
             raise ValueError(f"{printable(name)!r}: wanted a folder, found {_file_kind(path)}")
         is_folder = path.is_dir()
+        ships = shipped.parent == SHIPPED and (shipped / "model_index.json").is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, or of a user who does not exist
         raise FileNotFoundError(f"{printable(name)}: {getattr(error, 'strerror', None) or error}") from None
     if ships and is_folder:
@@ -96,9 +96,8 @@ def _file_kind(path: Path) -> str:
             "one file of weights: name the folder that it belongs to, with model_index.json; of a single-file "
             "checkpoint diffusers makes one, by from_single_file and save_pretrained",
         ),
-        "": "nothing",
     }
-    return kinds.get(path.suffix.lower(), "a file") if str(path) != "." else kinds[""]
+    return kinds.get(path.suffix.lower(), "a file") if path.name else "no name"
 
 
 def _looks_like_id(text: str) -> bool:
