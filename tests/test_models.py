@@ -130,6 +130,15 @@ def test_unet_of_other_widths(tmp_path, channels):
 
 
 @torch.no_grad()
+def test_unet_of_stable_diffusion_1(tmp_path):
+    """Convolutions where Stable Diffusion 2 has matrices, and the same number of heads everywhere."""
+    theirs, ours = both("unet", tmp_path, use_linear_projection=False, attention_head_dim=8)
+    x, context, timesteps = normal(1, 8, 6, 8), normal(1, 2, 24), ints(500)
+    wanted = theirs(oracle.nchw(x), as_torch(timesteps), as_torch(context)).sample
+    assert_close(jax.jit(lambda *inputs: ours(*inputs))(x, timesteps, context), oracle.nhwc(wanted), MODEL)
+
+
+@torch.no_grad()
 def test_layers_of_the_vae(vaes):
     theirs, ours = vaes
     x, narrow = normal(2, 7, 6, 32), normal(2, 7, 6, 8)

@@ -266,7 +266,7 @@ def test_an_answer_of_nan_is_not_stored(folder, tmp_path):
         folder / "text_encoder" / "model.safetensors",
         lambda tensors: tensors.update({"final_layer_norm.weight": np.full(24, 3e38, np.float32)}),
     )
-    with pytest.raises(ValueError, match="text_encoder: its answer to the empty prompt: .* NaN or infinite"):
+    with pytest.raises(ValueError, match=r"text_encoder: its answer to the empty prompt: .* NaN or infinite"):
         checkpoint.load(folder)
     assert not (tmp_path / "user_cache" / "empty_prompt").exists()
 
@@ -658,7 +658,7 @@ def test_nan_in_a_native_checkpoint(original, tmp_path):
     loaded = checkpoint.load(original)
     loaded.vae.params["quant_conv.bias"] = loaded.vae.params["quant_conv.bias"].at[2].set(np.nan)
     checkpoint.save(loaded, tmp_path / "native", "native")
-    with pytest.raises(ValueError, match="vae.quant_conv.bias: 1 of 8 numbers are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"vae.quant_conv.bias: 1 of 8 numbers are NaN or infinite"):
         checkpoint.load(tmp_path / "native")
 
 
