@@ -67,8 +67,11 @@ class Marigold:
         latent = vae.config.latent_channels
         if why := checkpoints.unsuitable(checkpoint):
             raise ValueError(why)
-        description = complete(checkpoint.description)
-        self.modality: Modality = modality_of(description)
+        try:
+            description = complete(checkpoint.description)
+            self.modality: Modality = modality_of(description)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
         self.noise: str = description["_noise"]
         self.final_x0: bool = description["_x0"]
         self.scheduler = self._scheduler(checkpoint, description)
