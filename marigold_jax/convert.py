@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         loaded = checkpoint.load(resolve(arguments.source))
         if arguments.inflate:
             loaded = checkpoint.inflate(loaded, bias=arguments.inflate)
+        if why := checkpoint.unsuitable(loaded, plain_too=True):
+            return _fail(why)
         checkpoint.save(loaded, arguments.output, arguments.to, arguments.dtype)
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))

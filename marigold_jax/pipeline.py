@@ -21,7 +21,7 @@ from marigold_jax import seeds
 from marigold_jax.data.geometry import fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
-from marigold_jax.description import complete, override
+from marigold_jax.description import PUBLISHED, Description, complete, override
 from marigold_jax.modality import Modality, modality_of, says_otherwise
 from marigold_jax.runtime.files import printable
 from marigold_jax.samplers import SamplerTable, sampler_table
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
-DEFAULT_STEPS = {"leading": 10, "trailing": 4, "LCMScheduler": 1}
+DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
 DEFAULT_RESOLUTION = 768
 # UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
 DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
@@ -67,16 +67,16 @@ class Marigold:
     def __init__(self, checkpoint: checkpoints.Checkpoint):
         unet, vae = checkpoint.unet, checkpoint.vae
         latent = vae.config.latent_channels
-        if (unet.config.in_channels, unet.config.out_channels) != (2 * latent, latent):
-            raise ValueError(
-                f"{checkpoint.folder}: the UNet maps {unet.config.in_channels} to {unet.config.out_channels} channels, "
-                f"wanted {2 * latent} to {latent}. Plain Stable Diffusion must be fine-tuned first"
-            )
-        description = complete(checkpoint.description)
-        self.modality: Modality = modality_of(description)
+        if why := checkpoints.unsuitable(checkpoint):
+            raise ValueError(why)
+        try:
+            description = complete(checkpoint.description)
+            self.modality: Modality = modality_of(description)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
         self.noise: str = description["_noise"]
         self.final_x0: bool = description["_x0"]
-        self.scheduler = checkpoint.scheduler
+        self.scheduler = self._scheduler(checkpoint, description)
         self.downsampling: int = vae.config.downsampling
         self.latent_channels: int = latent
         self.structures = (unet.structure, vae.structure)
@@ -88,6 +88,28 @@ class Marigold:
         self.default_denoising_steps: int = description.get("default_denoising_steps") or by_sampler
         resolution = description.get("default_processing_resolution")
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
+
+    @staticmethod
+    def _scheduler(checkpoint: checkpoints.Checkpoint, description: Description) -> Mapping[str, Any]:
+        """The checkpoint's own scheduler, which must be one that runs here; ValueError, which names the folder, if not.
+
+        Authors of published end-to-end checkpoints force trailing timesteps on whatever their files say: with leading
+        ones a single step would be asked for the cleanest timestep, and not for the noisiest.
+        """
+        scheduler = checkpoint.scheduler
+        if description.get("_class_name") in PUBLISHED and scheduler.get("timestep_spacing") != "trailing":
+            found = scheduler.get("timestep_spacing", "absent")
+            logger.warning(
+                "%s: timestep_spacing is %s, taking trailing, as the authors of end-to-end checkpoints do",
+                checkpoint.folder,
+                found,
+            )
+            scheduler = {**scheduler, "timestep_spacing": "trailing"}
+        try:
+            sampler_table(scheduler, 1)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
+        return scheduler
 
     @classmethod
     def from_pretrained(
