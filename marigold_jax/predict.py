@@ -17,7 +17,10 @@ Depth is affine-invariant: it orders what is near and far, up to one scale and o
 the distance of a few points gives them with --align_to DIR, one file for each picture:
     NAME.csv    lines of column, row, metres; pixels count from 0 at the top left
     NAME.npy    (height, width) in metres, NaN or 0 where unknown; or NAME.png, 16-bit, in millimetres
-The scale and shift that fit best give depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl.
+A map may have another size than the picture. The scale and shift that fit best, outliers left out, give
+depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl with the number of points and of inliers, and
+the residual: the mean error at these, as a share of the depth. Where more than a tenth of the points are outliers, or
+the residual is larger than a tenth, a line says so.
 
 What a checkpoint does not say of itself can be said here: an end-to-end fine-tuned one as its authors publish them has
 no word on --modality, which is read off its name where that speaks of depth or normals. The rest such a one needs
@@ -45,8 +48,9 @@ from marigold_jax import distributed
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
 from marigold_jax.data.predictions import Journal, color_table, gather, outputs, save_all
-from marigold_jax.data.references import read_reference, to_metres
+from marigold_jax.data.references import doubt, read_reference, to_metres
 from marigold_jax.description import add_flags, given
+from marigold_jax.runtime.files import printable
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
@@ -233,8 +237,10 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
             }
             maps["prediction"], fit = pipe.modality.finish(maps["prediction"]), {}
             if arguments.align_to:
-                reference = read_reference(arguments.align_to, path.stem, geometry.original)
+                reference = read_reference(arguments.align_to, path.stem, geometry.original, journal.say)
                 maps["metres"], fit = to_metres(maps["prediction"], *reference)
+                if remark := doubt(fit):
+                    journal.say(f"{printable(path)}: {remark}")
             files = save_all(wanted, maps, arguments.color_map, folder, path.stem)
         except OSError as error:
             if error.errno in DISK_FULL:
