@@ -17,8 +17,8 @@ For every DATASET, OUTPUT_DIR gets
     DATASET/worst.png         the ten worst by AbsRel or mean angle: image, truth, prediction, error
     DATASET/predictions/      of a model: NAME.npy, float32 (height, width) or (height, width, 3); an interrupted run
                               goes on from here
---predictions wants NAME.npy for each image NAME of the dataset, in folders as there; a missing or broken one is an
-error, unless --allow_missing. NAME.npz of one array and NAME.png, 16-bit grey, are read as well, and what `predict`
+--predictions wants NAME.npy for each image NAME of the dataset, in folders as there, or without them where that is
+plain; a missing or broken one is an error, unless --allow_missing. NAME.npz of one array and NAME.png, 16-bit grey, are read as well, and what `predict`
 wrote: NAME_depth.npy or NAME_normals.npy, in its folders or alone. Channels may be first or last, axes of length 1 may
 be in front, and a map of another size is resized to the truth's, which is said. --beside takes more such folders, for
 more rows of the table. --blind adds two estimators that never look: a constant (normals: everything faces the camera),
@@ -185,11 +185,12 @@ def saved(folder: Path, split: Split, unit: bool = False) -> Look:
 def spellings(name: str, split: Split) -> Iterator[tuple[str, bool]]:
     """The files, below a folder of predictions, that may hold that of an image, the first first.
 
-    The second value is True where the image's folder is left out of the name, as `predict` leaves it out.
+    The second value is True where the image's folder is left out of the name.
     """
     stem = str(Path(name).with_suffix(""))
     for one in (stem, *([split.protocol.official_name(name)] if split.protocol else [])):
         yield from ((f"{one}{suffix}", False) for suffix in SUFFIXES)
+    yield from ((f"{Path(stem).name}{suffix}", True) for suffix in SUFFIXES)
     written = [output.name for kind in OUTPUTS if kind in split.features for output in OUTPUTS[kind]]
     for pattern in (pattern for pattern in written if pattern.endswith(".npy") or pattern.startswith("depth_bw/")):
         for spelling in (pattern, Path(pattern).name):
