@@ -18,11 +18,11 @@ For every DATASET, OUTPUT_DIR gets
     DATASET/predictions/      of a model: NAME.npy, float32 (height, width) or (height, width, 3); an interrupted run
                               goes on from here
 --predictions wants NAME.npy for each image NAME of the dataset, in folders as there, or without them where that is
-plain; a missing or broken one is an error, unless --allow_missing. NAME.npz of one array and NAME.png, 16-bit grey, are read as well, and what `predict`
-wrote: NAME_depth.npy or NAME_normals.npy, in its folders or alone. Channels may be first or last, axes of length 1 may
-be in front, and a map of another size is resized to the truth's, which is said. --beside takes more such folders, for
-more rows of the table. --blind adds two estimators that never look: a constant (normals: everything faces the camera),
-and the mean map of the split "train".
+plain; a missing or broken one is an error, unless --allow_missing. NAME.npz of one array and NAME.png, 16-bit grey, are
+read as well, and what `predict` wrote: NAME_depth.npy or NAME_normals.npy, in its folders or alone. Channels may be
+first or last, axes of length 1 may be in front, and a map of another size is resized to the truth's, which is said.
+--beside takes more such folders, for more rows of the table. --blind adds two estimators that never look: a constant
+(normals: everything faces the camera), and the mean map of the split "train".
 --resize official resizes as Marigold's authors do, whose numbers the papers have: see `marigold_jax/data/geometry.py`.
 Several processes predict a share each; `marigold_jax/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
@@ -456,7 +456,9 @@ def comparison(
     if not rows:
         return f"{name}: no published scores are known here"
     text = table(["dataset", "published", *quantity.headline, *(f"here, {key}" for key in quantity.headline)], rows)
-    return "\n".join([text, *NOTES.get(quantity.name, [])])
+    resizing = ["Predicted at diffusers' sizes; the papers' numbers were made with --resize official."]
+    mine = resizing if not arguments.predictions and arguments.resize != "official" else []
+    return "\n".join([text, *NOTES.get(quantity.name, []), *mine])
 
 
 def main(argv: list[str] | None = None) -> int:
