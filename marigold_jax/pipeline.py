@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from marigold_jax import seeds
-from marigold_jax.data.geometry import fit, from_canvas, to_canvas
+from marigold_jax.data.geometry import RESIZES, fit
 from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
 from marigold_jax.description import PUBLISHED, Description, complete, override
@@ -174,6 +174,7 @@ class Marigold:
         output_uncertainty: bool = False,
         output_latent: bool = False,
         bucket: int = 8,
+        resize: str = "diffusers",
     ) -> MarigoldOutput:
         """Predict for one image or many.
 
@@ -195,6 +196,7 @@ class Marigold:
             output_latent: also the denoised latents.
             bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
                 that a mixed folder needs few compilations.
+            resize: "official" resizes as Marigold's authors do (see `data.geometry`), bilinear, with no bucket.
 
         Raises:
             ValueError: an argument or an image that cannot be used.
@@ -209,14 +211,20 @@ class Marigold:
         if bucket % self.downsampling:
             raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
         resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
-        geometries = [fit(picture.shape[:2], resolution, bucket) for picture in pictures]
+        if resize not in RESIZES or (bucket != 8 and resize != "diffusers"):
+            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
+        rule = RESIZES[resize]
+        geometries = [
+            fit(picture.shape[:2], resolution, bucket) if bucket != 8 else rule.fit(picture.shape[:2], resolution)
+            for picture in pictures
+        ]
         batch_size = batch_size or default_batch_size()
         together = max(1, batch_size // ensemble_size)
 
         runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
         for indices in _groups([geometry.canvas for geometry in geometries], together):
             raw = self.run(
-                np.stack([to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
+                np.stack([rule.to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
                 np.asarray([geometries[i].resized for i in indices]),
                 num_inference_steps,
                 ensemble_size,
@@ -232,9 +240,10 @@ class Marigold:
         for i, geometry in enumerate(geometries):
             raw, place = runs[i]
             to_image = functools.partial(
-                from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+                rule.from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
             )
-            predictions.append(self.modality.finish(to_image(np.asarray(raw.prediction[place]))))
+            prediction = to_image(np.asarray(raw.prediction[place]))
+            predictions.append(self.modality.finish(prediction) if rule.restore else self.modality.clip(prediction))
             if output_uncertainty:
                 uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
             if output_latent:
