@@ -22,9 +22,10 @@ from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
 from marigold_jax.description import complete, override
 from marigold_jax.modality import Modality, modality_of
+from marigold_jax.runs import locate
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
-from marigold_jax.weights.sources import resolve, resolve_vae
+from marigold_jax.weights.sources import resolve_vae
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +125,9 @@ class Marigold:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
-        checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
+        checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
-            checkpoint = checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype])
+            checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
         description = override(checkpoint.description, str(name_or_path), **options)
         return cls(dataclasses.replace(checkpoint, description=description))

@@ -1,7 +1,12 @@
-"""From the name of a checkpoint to a folder on this machine: a path, a run, a Hugging Face id, or what ships."""
+"""From the name of a checkpoint to a folder on this machine: a path, a Hugging Face id, or what ships.
+
+The folder of a training run is a name too, but what it means is decided in `marigold_jax.runs`, which knows runs.
+"""
 
 import logging
 from pathlib import Path
+
+from marigold_jax.runtime.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -41,37 +46,55 @@ Weights = tuple[tuple[str, ...], ...]
 def resolve(name: str | Path | None, revision: str | None = None, weights: Weights = WEIGHTS) -> Path:
     """The folder that `name` means, downloaded first where need be.
 
-    `name`: a folder; the folder of a training run (its newest weights); a Hugging Face id, optionally `id@revision`; or
-    a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. `weights`:
-    what a download brings. Raises FileNotFoundError with a sentence that says what to do.
+    `name`: a folder; a Hugging Face id, optionally `id@revision`; or a checkpoint that ships with the package (None:
+    the default one). `HF_HUB_OFFLINE=1` uses what is cached. `weights`: what a download brings. Raises
+    FileNotFoundError with a sentence that says what to do.
     """
     if (folder := local(name)) is not None:
         return folder
-    text = str(name)
-    repository, _, pinned = text.partition("@")
+    text = printable(name)
+    repository, _, pinned = str(name).partition("@")
     if not _looks_like_id(repository):
         raise FileNotFoundError(
             f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
         )
+    # A path with a slip in it looks like an id. The Hub must not answer for it with somebody's repository.
+    owner = repository.partition("/")[0]
+    if not (pinned or revision) and repository != owner and Path(owner).is_dir():
+        raise FileNotFoundError(
+            f"{text}: no such folder in {owner}/, which is here; if the Hugging Face repository of this name is meant, "
+            f"give {repository}@main"
+        )
     return _download(repository, pinned or revision, weights)
 
 
-def resolve_vae(name: str | Path) -> Path:
+def resolve_vae(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a VAE: what `resolve` makes of `name`, or its `vae/` where that is a whole checkpoint."""
-    folder = resolve(name, weights=VAE_WEIGHTS)
+    folder = resolve(name, revision, weights=VAE_WEIGHTS)
     return folder / VAE if (folder / VAE).is_dir() else folder
 
 
 def local(name: str | Path | None) -> Path | None:
     """The same where it is on this machine already; None where it would have to be downloaded."""
-    if (shipped := SHIPPED / str(name or DEFAULT)).joinpath("model_index.json").is_file():
-        return shipped
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
+    shipped = SHIPPED / str(name or DEFAULT)
+    ships = shipped.parent == SHIPPED and (shipped / "model_index.json").is_file()
+    try:
+        path = Path(name).expanduser() if name else None
+        if path is not None and path.is_dir():
+            if ships:
+                logger.warning("%s is a folder here, and taken in place of the checkpoint that ships as it", name)
+            return path
+    except (OSError, ValueError, RuntimeError):  # a name that no path can have, or of a user who is not there
+        return None
+    return shipped if ships else None
 
-        return exported(path)
-    return path if path.is_dir() else None
+
+def commit_of(folder: Path) -> tuple[str, str] | None:
+    """The repository and the commit that a folder of the Hub's cache holds; None for any other folder."""
+    home, snapshots, commit = folder.parts[-3:] if len(folder.parts) > 2 else ("", "", "")
+    if snapshots != "snapshots" or not home.startswith("models--"):
+        return None
+    return home.removeprefix("models--").replace("--", "/", 1), commit
 
 
 def _looks_like_id(text: str) -> bool:
