@@ -25,9 +25,9 @@ from marigold_jax.weights.sources import commit_of
 START = "start.json"
 SCRATCH = "scratch"  # the name of a checkpoint that is made and not read
 NAMES = {  # part -> what a message calls it
-    **{name: f"{name}'s weights" for name in COMPONENTS},
-    **{f"{name}.config": f"{name}'s configuration" for name in COMPONENTS},
-    **{"empty_prompt": "empty prompt", "scheduler": "noise schedule"},
+    **{name: f"the weights of its {name}" for name in COMPONENTS},
+    **{f"{name}.config": f"the configuration of its {name}" for name in COMPONENTS},
+    **{"empty_prompt": "its empty prompt", "scheduler": "its noise schedule"},
 }
 
 
@@ -73,8 +73,8 @@ def check(now: Mapping[str, Any], then: Mapping[str, Any], file: Path) -> None:
     if differ:
         moved = f" (step {then['step']} of that run then, step {now['step']} now)" if _steps_differ(now, then) else ""
         raise ValueError(
-            f"{now['folder']} is not what this run began from{moved}: other {', '.join(differ)}. Put back what was "
-            f"there, or begin anew in another --workdir; {file} tells what it was"
+            f"{now['folder']} is not what this run began from{moved}: {', '.join(differ)} changed. Put back what "
+            f"was there, or begin anew in another --workdir; {file} tells what it was"
         )
 
 

@@ -50,6 +50,7 @@ LOCK = ".lock"
 # What of the configuration a resumed run may change: how long, how often and with what at hand; not what is learned.
 CHANGEABLE = ("run", "data.num_workers", "data.data_dir", "data.validation")
 FIXED = ("run.seed",)  # of these
+BASE = "model.checkpoint"  # which may have another name now
 NUMBER = re.compile("[0-9]{8,12}")  # the name of a checkpoint; whatever else lies beside it is somebody else's
 FORGOTTEN = 24 * 3600  # seconds after which what is half-written was left by a process that was killed
 STEP = "_exported_step"  # in the description of an export: the step that its weights are from
@@ -191,7 +192,7 @@ def held(workdir: Path) -> contextlib.AbstractContextManager[None]:
     The lock dies with its process. Who only reads the run does not ask for it.
     """
     _make(workdir)
-    return lock(workdir / LOCK)
+    return lock(workdir / LOCK, f"{workdir}: another training is at work here; wait for it, or name another --workdir")
 
 
 def _make(workdir: Path) -> None:
@@ -223,6 +224,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             f"{key} was {then.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in sorted(now.keys() | then.keys())
             if now.get(key) != then.get(key) or (key in now) != (key in then)
+            if key != BASE or not _is_base(workdir, now.get(key))
         ]
         if differences:
             raise ValueError(
@@ -237,6 +239,14 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         )
     _make(workdir)
     write_json(file, wanted)
+
+
+def _is_base(workdir: Path, name: Any) -> bool:
+    """Whether this is another name, as from another folder, of what the run in `workdir` began from."""
+    folder, file = local(name) if isinstance(name, str) else None, workdir / START
+    if folder is None or not file.is_file():
+        return False
+    return origin.read(file)["folder"] in map(str, (folder.resolve(), folder.resolve() / EXPORT))
 
 
 def _may_change(key: str) -> bool:

@@ -1,5 +1,6 @@
 """What a program says of itself, and when it cannot go on: one line, and status 1 (failed) or 2 (wrong usage)."""
 
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,6 @@ def _in_words(error: Exception, file: str) -> str:
     if "Error whilst parsing config file" in lines[0]:  # with a whole traceback behind it
         return f"{file}: {lines[-1]}"
     if isinstance(error, AttributeError | KeyError):
-        key = lines[0].strip("\"'").split("'")[0].split('"')[0].split(".")[-1].strip()
-        return f"no such configuration key: {key}; the configuration file lists them"
+        key = re.search(r"[A-Za-z_]\w*", lines[0])
+        return f"no such configuration key: {key[0] if key else lines[0]}; the configuration file lists them"
     return lines[0]

@@ -18,21 +18,21 @@ LONGEST_HOLDER = 200  # bytes
 
 
 @contextlib.contextmanager
-def lock(file: Path, wait: bool = False) -> Iterator[None]:
+def lock(file: Path, held: str) -> Iterator[None]:
     """Holds the lock of `file`, which is made if missing and stays: nothing but a living process locks anything.
 
-    `wait`: for another holder to be done. Otherwise raises ValueError that says who holds it. Where the file system
-    has no locks, a warning says so, and all goes on without. Raises OSError where the file cannot be opened.
+    Raises ValueError that begins with `held` where another process has it, and OSError where the file cannot be opened.
+    Where the file system has no locks, a warning says so, and all goes on without.
     """
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except BlockingIOError:
             holder = printable(os.pread(handle, LONGEST_HOLDER, 0).decode(errors="replace").strip())
-            raise ValueError(f"{file} is held by {holder or 'another process'}") from None
+            raise ValueError(f"{held} ({holder or 'it does not say which process'}, which holds {file})") from None
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
