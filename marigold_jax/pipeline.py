@@ -23,10 +23,11 @@ from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
 from marigold_jax.description import PUBLISHED, Description, complete, override
 from marigold_jax.modality import Modality, modality_of, says_otherwise
+from marigold_jax.runs import locate
 from marigold_jax.runtime.files import printable
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
-from marigold_jax.weights.sources import resolve, resolve_vae
+from marigold_jax.weights.sources import resolve_vae
 
 logger = logging.getLogger(__name__)
 
@@ -148,9 +149,9 @@ class Marigold:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
-        checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
+        checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
-            checkpoint = checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype])
+            checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         if (said := says_otherwise(checkpoint.description, modality)) is not None:
             folder = printable(checkpoint.folder)
             logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)

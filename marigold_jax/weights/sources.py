@@ -1,4 +1,7 @@
-"""From the name of a checkpoint to a folder on this machine: a path, a run, a Hugging Face id, or what ships."""
+"""From the name of a checkpoint to a folder on this machine: a path, a Hugging Face id, or what ships.
+
+The folder of a training run is a name too, but what it means is decided in `marigold_jax.runs`, which knows runs.
+"""
 
 import logging
 import re
@@ -32,9 +35,9 @@ WHOLE = ""  # the part of a repository that holds a single component, at its roo
 def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[str, ...] = PARTS) -> Path:
     """The folder that `name` means, downloaded first where need be.
 
-    `name`: a folder; the folder of a training run (its newest weights); a Hugging Face id, optionally `id@revision`; or
-    a checkpoint that ships with the package (None: the default one). `HF_HUB_OFFLINE=1` uses what is cached. `parts`:
-    those whose weights a download brings. Raises FileNotFoundError or ValueError with a sentence that says what to do.
+    `name`: a folder; a Hugging Face id, optionally `id@revision`; or a checkpoint that ships with the package (None:
+    the default one). `HF_HUB_OFFLINE=1` uses what is cached. `parts`: those whose weights a download brings. Raises
+    FileNotFoundError or ValueError with a sentence that says what to do.
     """
     if (folder := local(name)) is not None:
         if revision is not None:
@@ -48,12 +51,19 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
         )
     if pinned and revision not in (None, pinned):
         raise ValueError(f"{text}: and revision {printable(revision)}: name one of the two")
+    # A path with a slip in it looks like an id. The Hub must not answer for it with somebody's repository.
+    owner = repository.partition("/")[0]
+    if not (pinned or revision) and repository != owner and Path(owner).is_dir():
+        raise FileNotFoundError(
+            f"{text}: no such folder in {owner}/, which is here; if the Hugging Face repository of this name is meant, "
+            f"give {repository}@main"
+        )
     return _download(repository, pinned or revision, parts)
 
 
-def resolve_vae(name: str | Path) -> Path:
+def resolve_vae(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a VAE: what `resolve` makes of `name`, or its `vae/` where that is a whole checkpoint."""
-    folder = resolve(name, parts=(VAE, WHOLE))
+    folder = resolve(name, revision, parts=(VAE, WHOLE))
     return folder / VAE if (folder / VAE).is_dir() else folder
 
 
@@ -74,17 +84,15 @@ def local(name: str | Path | None) -> Path | None:
         logger.warning("%s: taking the folder of that name here, not the checkpoint that ships", path)
     elif ships:
         return shipped
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        from marigold_jax.runs import exported  # imported late: a run resolves what it starts from
-
-        return exported(path)
     return path if is_folder else None
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit that a downloaded folder is of, to be named as a revision again; None for any other folder."""
-    snapshot = folder if folder.parent.name == "snapshots" else folder.parent
-    return snapshot.name if snapshot.parent.name == "snapshots" and COMMIT.fullmatch(snapshot.name) else None
+def commit_of(folder: Path) -> tuple[str, str] | None:
+    """The repository and the commit that a folder of the Hub's cache holds; None for any other folder."""
+    home, snapshots, commit = folder.parts[-3:] if len(folder.parts) > 2 else ("", "", "")
+    if snapshots != "snapshots" or not home.startswith("models--"):
+        return None
+    return home.removeprefix("models--").replace("--", "/", 1), commit
 
 
 def _file_kind(path: Path) -> str:
