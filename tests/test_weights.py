@@ -840,7 +840,7 @@ def test_a_mixed_repository_is_downloaded_and_loads(original, folder, tmp_path, 
 
     def snapshot_download(repository, *, revision, allow_patterns):
         asked.append(revision)
-        snapshot = tmp_path / "hub" / "snapshots" / revision
+        snapshot = tmp_path / "models--someone--mixed" / "snapshots" / revision
         for name in allow_patterns:
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / name, snapshot / name)
@@ -849,8 +849,8 @@ def test_a_mixed_repository_is_downloaded_and_loads(original, folder, tmp_path, 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     found = sources.resolve("someone/mixed", revision="v2")
-    assert asked == [commit] and sources.commit_of(found) == commit
-    assert sources.commit_of(sources.resolve_vae("someone/mixed")) == commit
+    assert asked == [commit] and sources.commit_of(found) == ("someone/mixed", commit)
+    assert sources.commit_of(sources.resolve_vae("someone/mixed")) == ("someone/mixed", commit)
     assert sources.commit_of(folder) is None
     assert_same_params(checkpoint.load(found), checkpoint.load(original))
 

@@ -88,11 +88,12 @@ def local(name: str | Path | None) -> Path | None:
 
 
 def commit_of(folder: Path) -> tuple[str, str] | None:
-    """The repository and the commit that a folder of the Hub's cache holds; None for any other folder."""
-    home, snapshots, commit = folder.parts[-3:] if len(folder.parts) > 2 else ("", "", "")
-    if snapshots != "snapshots" or not home.startswith("models--"):
+    """The repository and the commit that a folder of the Hub's cache, or a part in it, holds; None for any other."""
+    snapshot = folder if folder.parent.name == "snapshots" else folder.parent
+    home = snapshot.parent.parent.name
+    if snapshot.parent.name != "snapshots" or not home.startswith("models--"):
         return None
-    return home.removeprefix("models--").replace("--", "/", 1), commit
+    return home.removeprefix("models--").replace("--", "/", 1), snapshot.name
 
 
 def _file_kind(path: Path) -> str:
@@ -115,7 +116,6 @@ def _looks_like_id(text: str) -> bool:
 
 
 PLAIN = re.compile(r"[\w./+=@,-]+")  # a name without characters that a pattern for names would read as its own
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
