@@ -145,8 +145,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for flag, folder in ((flag, folder) for flag, some in folders.items() for folder in some):
         if folder and not os.path.isdir(folder):
             parser.error(f"--{flag} {printable(folder)} is not a folder")
-    if os.path.lexists(arguments.output_dir) and not os.path.isdir(arguments.output_dir):
-        parser.error(f"--output_dir {printable(arguments.output_dir)} is not a folder")
+    for folder in (arguments.output_dir, *arguments.output_dir.parents):  # before a model has worked for hours
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            parser.error(f"--output_dir {printable(arguments.output_dir)}: {printable(folder)} is not a folder")
     arguments.names = list(dict.fromkeys(name.strip() for name in arguments.dataset.split(",") if name.strip()))
     try:
         RESIZES[arguments.resize].fit((8, 8), arguments.processing_res or 0)

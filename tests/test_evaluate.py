@@ -497,6 +497,7 @@ def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
         (("--predictions", ".", "--checkpoint", "x"), "not both"),
         (("--data_dir", "nowhere"), "--data_dir nowhere is not a folder"),
         (("--output_dir", __file__), "test_evaluate.py is not a folder"),
+        (("--output_dir", f"{__file__}/scores"), "test_evaluate.py is not a folder"),
         (("--processing_res", "100"), "must be a multiple of 8"),
         (("--resize", "official", "--processing_res", "-1"), "must not be negative"),
         (("--dataset", "../mine"), "wanted a relative name"),
