@@ -7,7 +7,8 @@
 
 `ensemble` merges 1 to 20 predictions of a checkpoint, `steps` takes 1 to 50 denoising steps with trailing and with
 leading timesteps. `noise` and `datasets` train the configuration once for each choice, in OUTPUT_DIR/WHICH/, and go on
-where they were interrupted; keys of it may follow, as --config.run.steps=500. OUTPUT_DIR gets WHICH.csv, WHICH.png and
+where they were interrupted; keys of it may follow, as --config.run.steps=500. (A configuration is a Python file, and is
+executed.) OUTPUT_DIR gets WHICH.csv, WHICH.png and
 WHICH.svg: means over images of AbsRel and delta1 of least-squares aligned depth, and the standard error of the former.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """

@@ -293,6 +293,7 @@ def test_programs_explain_themselves_and_name_what_is_missing(run, program, flag
 )
 def test_a_configuration_that_fails_costs_one_line(tmp_path, text, complaint, monkeypatch, capsys):
     file = tmp_path / "mine.py"
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of the test before, to which this would be added
     file.write_text(text)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values)
