@@ -4,17 +4,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from marigold_jax import seeds
 from marigold_jax.objectives import OBJECTIVES
 from marigold_jax.recipe import make_recipe
 from marigold_jax.runs import start_from
 
-LARGEST_SEED = 2**32 - 1  # of JAX's keys; above, they begin again with 0
 LEAST = {  # number -> the least that makes sense
     "data.batch_size": 1,
     "data.accumulation": 1,
     "data.num_workers": 0,
     "run.steps": 1,
-    "run.seed": 0,
     "run.log_every": 1,
     "run.checkpoint_every": 1,
     "run.evaluate_every": 0,
@@ -26,7 +25,7 @@ DATA = {
     *("data_dir", "train", "validation", "size", "batch_size", "accumulation"),
     *("num_workers", "flip", "zoom", "antialias", "far_fill"),
 }
-RUN = {key.removeprefix("run.") for key in LEAST if key.startswith("run.")}
+RUN = {"seed", *(key.removeprefix("run.") for key in LEAST if key.startswith("run."))}
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -48,8 +47,7 @@ def check(config: Mapping[str, Any]) -> None:
     if config["run"]["evaluate_every"] and not config["run"]["validation_images"]:
         raise ValueError("config.run.validation_images=0: wanted 1 or more, or 0 for config.run.evaluate_every")
     for section in ("run", "model"):
-        if not 0 <= (seed := config[section].get("seed", 0)) <= LARGEST_SEED:
-            raise ValueError(f"config.{section}.seed={seed}: wanted 0 to {LARGEST_SEED}")
+        seeds.check(config[section].get("seed", 0), f"config.{section}.seed")
 
 
 def sections(objective: Any) -> dict[str, tuple[set[str] | None, set[str]]]:

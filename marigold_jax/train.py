@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, distributed, latents, progress, runs, seeds, settings, sharding
+from marigold_jax import compilation, distributed, latents, progress, runs, settings, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.primitives import Primitives
@@ -73,7 +73,6 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
         signal.signal(number, stop)
-    seeds.check(config.run.seed, "config.run.seed")
     if speaks:
         runs.claim(workdir, config.to_dict())
     compilation.enable_cache()
