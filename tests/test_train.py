@@ -315,7 +315,12 @@ def test_every_configuration_is_allowed(name):
         ("run", "steps", 0, "config.run.steps=0: wanted a whole number, 1 or more"),
         ("run", "checkpoint_every", 0, "config.run.checkpoint_every=0: wanted"),
         ("run", "steps", 2.5, "config.run.steps=2.5: wanted a whole number"),
-        ("run", "seed", 2**32, "config.run.seed=4294967296: wanted 0 to 4294967295"),  # JAX takes it for 0
+        (
+            "run",
+            "seed",
+            2**32,
+            "config.run.seed: wanted a whole number from 0 to 4294967295, got 4294967296",
+        ),  # JAX takes it for 0
         ("run", "validation_images", 0, "or 0 for config.run.evaluate_every"),
         ("data", "batchsize", 3, "config.data.batchsize: no such configuration key"),
         ("data", "far_fill", None, "config.data.far_fill is missing"),
