@@ -14,6 +14,8 @@ from marigold_jax.cache import user_cache
 _events: Counter[str] = Counter()
 _HITS = "/jax/compilation_cache/cache_hits"
 _MISSES = "/jax/compilation_cache/cache_misses"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+WORTH_KEEPING = 0.5  # seconds that a program took to compile; what took less is not worth a file
 
 
 def enable_cache() -> None:
@@ -23,12 +25,18 @@ def enable_cache() -> None:
         with contextlib.suppress(OSError):  # a read-only home costs compile time, nothing else
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             jax.config.update("jax_compilation_cache_dir", str(folder))
-    # What compiles within half a second is not worth a file.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     if not _events:
         _events.update({_HITS: 0, _MISSES: 0})
         jax.monitoring.register_event_listener(lambda event, **_: _events.update([event]))
+        if jax.config.jax_compilation_cache_dir is None:  # nobody counts what misses a cache that there is not
+            jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def _count_compilation(event: str, seconds: float, **_: object) -> None:
+    if event == _COMPILED and seconds > WORTH_KEEPING:
+        _events.update([_MISSES])
 
 
 def counts() -> tuple[int, int]:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax import distributed
+from marigold_jax import distributed, seeds
 from marigold_jax.angles import CONVENTIONS
 from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
 from marigold_jax.data.frames import BadFrame
@@ -90,7 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--processing_res", **number, help="longer side for the network (default: the papers', or the checkpoint's own)"
     )
-    add("--seed", **number, help="of the noise (default: the papers', 1234)")
+    add("--seed", type=seeds.flag, metavar="N", help="of the noise (default: the papers', 1234)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
     add_flags(add)
     add("--limit", **number, help="score only so many images, evenly spread")

@@ -118,13 +118,24 @@ _BY_CLASS = {
 }
 
 
+def _named(description: Traits) -> str | None:
+    kind, class_name = description.get("prediction_type"), description.get("_class_name")
+    return _BY_PREDICTION_TYPE.get(kind) if kind is not None else _BY_CLASS.get(class_name)
+
+
+def says_otherwise(description: Traits, modality: str | None) -> str | None:
+    """The modality that a `model_index.json` names, where that is another than `modality`; else None."""
+    named = _named(description)
+    return None if modality is None or named == modality else named
+
+
 def modality_of(description: Traits) -> Modality:
     """The modality that a `model_index.json` describes, its traits filled in.
 
     Raises ValueError where it is neither depth nor normals, or does not say.
     """
     kind, class_name = description.get("prediction_type"), description.get("_class_name")
-    name = _BY_PREDICTION_TYPE.get(kind) if kind is not None else _BY_CLASS.get(class_name)
+    name = _named(description)
     if kind is None and name is None:
         raise ValueError(
             f"model_index.json: _class_name {class_name!r} does not tell depth from normals; say which with --modality "

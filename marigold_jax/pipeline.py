@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from marigold_jax import seeds
 from marigold_jax.data.geometry import fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
 from marigold_jax.description import complete, override
-from marigold_jax.modality import Modality, modality_of
+from marigold_jax.modality import Modality, modality_of, says_otherwise
+from marigold_jax.runtime.files import printable
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
 from marigold_jax.weights.sources import resolve, resolve_vae
@@ -127,6 +129,9 @@ class Marigold:
         checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
             checkpoint = checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype])
+        if (said := says_otherwise(checkpoint.description, modality)) is not None:
+            folder = printable(checkpoint.folder)
+            logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
         options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
         description = override(checkpoint.description, str(name_or_path), **options)
         return cls(dataclasses.replace(checkpoint, description=description))
@@ -161,7 +166,7 @@ class Marigold:
             resample_method_input: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
             resample_method_output: likewise.
             batch_size: UNet passes side by side, over images and members; changes memory and speed, not the result.
-            seed: of the noise.
+            seed: of the noise, within 0 and 2**32 - 1.
             latents: initial noise in place of the seed's, (n · ensemble_size, i, j, 4).
             ensembling_kwargs: options of `ensemble_depth` or `ensemble_normals`.
             output_uncertainty: also how far members disagree; needs an ensemble.
@@ -292,7 +297,7 @@ class Marigold:
             table,
             jnp.asarray(canvases, self.dtype),
             jnp.asarray(sizes, jnp.int32),
-            jnp.uint32(seed % 2**32),
+            jnp.uint32(seeds.check(seed)),
             None if latents is None else jnp.asarray(latents, jnp.float32),
         )
         return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)

@@ -3,7 +3,8 @@
     python -m marigold_jax.predict --input photos/ --output_dir predictions/
     python -m marigold_jax.predict --input a.jpg "b/*.png" --output_dir out/ --ensemble_size 10 --uncertainty
 
-Inputs are files, folders (without their subfolders) and quoted globs. For every picture NAME a depth checkpoint writes
+Inputs are files, folders (without their subfolders, but for --recursive) and quoted globs. For every picture NAME a
+depth checkpoint writes
     depth_npy/NAME_depth.npy              float32 (height, width), 0 near .. 1 far
     depth_bw/NAME_depth.png               the same as 16-bit grey
     depth_colored/NAME_depth_colored.png  the same through --color_map
@@ -12,6 +13,10 @@ and a normals checkpoint
     normals_vis/NAME_normals.png          the same as colours
 With --uncertainty there is uncertainty_npy/NAME_uncertainty.npy too, float32 (height, width). predictions.jsonl gains
 one line a picture: input, outputs, size (height, width) and seconds, or input and error.
+
+NAME is the file's name without its extension; with --recursive, below its folder: trip/day1/a.jpg becomes day1/a. Where
+two are the same, NAME is the path below the folder that all inputs share, and keeps its extension if it must: a/x.jpg
+and b/x.jpg become a/x and b/x, x.jpg and x.png of one folder x.jpg and x.png.
 
 Depth is affine-invariant: it orders what is near and far, up to one scale and one shift for each picture. Whoever knows
 the distance of a few points gives them with --align_to DIR, one file for each picture:
@@ -23,13 +28,15 @@ What a checkpoint does not say of itself can be said here: an end-to-end fine-tu
 no word on --modality, which is read off its name where that speaks of depth or normals. The rest such a one needs
 (--noise zeros --x0 --stretch --x_axis left) is known.
 
-A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written.
+A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written. HEIC needs
+pip install 'marigold_jax[heif]'. Pictures may have up to 178 million pixels.
 Several processes share the pictures; `marigold_jax/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import errno
+import math
 import os
 import sys
 import time
@@ -41,14 +48,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from marigold_jax import distributed
+from marigold_jax import distributed, seeds
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
-from marigold_jax.data.images import canonical, find_images, read_ahead, read_image
-from marigold_jax.data.predictions import Journal, color_table, gather, outputs, save_all
+from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_ahead, read_image
+from marigold_jax.data.predictions import (
+    Journal,
+    color_table,
+    exist,
+    gather,
+    missing,
+    names,
+    outputs,
+    save_all,
+    sources,
+    too_long,
+)
 from marigold_jax.data.references import read_reference, to_metres
 from marigold_jax.description import add_flags, given
+from marigold_jax.runtime import terminal
+from marigold_jax.runtime.budget import Budget
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
+PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone
 WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
 RESAMPLE_METHODS = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -60,7 +81,7 @@ class Stop(Exception):
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         "python -m marigold_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -68,6 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     resample = {"choices": list(RESAMPLE_METHODS), "default": "bilinear"}
     dtype = {"choices": ["float32", "bfloat16"], "default": "float32"}
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
+    add("--recursive", action="store_true", help="the subfolders of folders too; predictions keep their structure")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where predictions go; made if missing")
     add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
     add("--vae", metavar="NAME|DIR", help="another VAE with the same latents, as madebyollin/taesd: faster, coarser")
@@ -76,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--processing_res", **number, help="longer side for the network; 0: the picture's (default: the checkpoint's)")
     add("--output_processing_res", action="store_true", help="save at that size, not at the picture's own")
     add("--resample_method", **resample, help="in and out; nearest is nearest-exact (default: %(default)s)")
-    add("--seed", **number, default=0, help="of the noise, the same for every picture (default: 0)")
+    add("--seed", type=seeds.flag, metavar="N", default=0, help="of the noise, same for every picture (default: 0)")
     add("--batch_size", **number, default=0, help="pictures x members at once (default: 0, what the device likes)")
     add("--dtype", **dtype, help="of the network's arithmetic (default: %(default)s)")
     add("--bucket", **number, help="resize to multiples of N: few programs (default: 64 at 768); 8: as diffusers")
@@ -112,21 +134,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         index, count = distributed.start()
     except ValueError as error:
-        print(f"predict: {error}", file=sys.stderr)
+        terminal.say(f"predict: {error}", sys.stderr)
         return 1
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` refuses what this warns of
     started = time.perf_counter()
     try:
         journal = Journal(arguments.output_dir, part=index)
     except OSError as error:
-        print(f"--output_dir {arguments.output_dir}: cannot write there: {error.strerror}", file=sys.stderr)
+        reason = error.strerror or error
+        terminal.say(f"--output_dir {arguments.output_dir}: cannot write there: {reason}", sys.stderr)
         return 1
     programs = ""
     try:
         programs = predict(arguments, journal, index, count)
         status = 1 if journal.counts["failed"] else 0
     except (Stop, OSError) as error:
-        journal.say(f"stopped: {error}")
+        journal.say(f"stopped: {in_words(error)}")
         status = 1
     except KeyboardInterrupt:
         journal.say("interrupted; --skip_existing goes on from here")
@@ -134,24 +157,38 @@ def main(argv: list[str] | None = None) -> int:
     journal.close()
     counts, seconds = journal.counts, time.perf_counter() - started
     share = f"process {index} of {count}: " if count > 1 else ""
-    print(
+    where = f"; predictions in {arguments.output_dir}" if counts["written"] or counts["skipped"] else ""
+    terminal.say(
         f"{share}{counts['written']} of {journal.total} pictures written, {counts['skipped']} skipped, "
-        f"{counts['failed']} failed in {seconds:.1f} s ({counts['written'] / seconds:.2f} images/s){programs}"
+        f"{counts['failed']} failed in {seconds:.1f} s ({counts['written'] / seconds:.2f} images/s){programs}{where}"
     )
     if status == 130:
         return status  # the others' lines are gathered by the run that goes on
     if count > 1:
         distributed.wait_for_all("predicted")
     if index == 0:
-        gather(arguments.output_dir)
+        try:
+            gather(arguments.output_dir)
+        except OSError as error:
+            journal.say(f"the records of all processes are not gathered yet: {in_words(error)}")
+            status = 1
     return status
+
+
+def in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, count: int = 1) -> str:
     """The run of process `index` of `count`; returns how many programs were compiled, in words."""
-    paths, problems = find_images(arguments.input)
-    for pattern, problem in problems if index == 0 else ():
-        journal.failed(pattern, problem)
+    paths, problems = find_images(arguments.input, arguments.recursive)
+    if index == 0:
+        for pattern, problem in problems:
+            journal.failed(pattern, problem)
+        for line in passed_over(arguments.input, arguments.recursive):
+            journal.say(line)
     if not paths:
         return ""
 
@@ -179,30 +216,34 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
     more = {"uncertainty": arguments.uncertainty, "metres": arguments.align_to}
     wanted = outputs(pipe.modality.name, arguments.color_map, *(name for name, given in more.items() if given))
     journal.start(total=len(paths[index::count]))
-    todo, taken = [], {}
+    todo, taken, done = [], {}, []
+    made = sources(folder) if arguments.skip_existing else {}
+    name_of = dict(zip(paths, names(paths, map(Path, arguments.input) if arguments.recursive else ()), strict=True))
     for position, path in enumerate(paths):
-        first = taken.setdefault(path.stem, path)
+        first = taken.setdefault(name_of[path], path)
         if position % count != index:
             continue  # another process's
-        if first is not path:
+        if first is not path:  # one path for two pictures, by links
             journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
-        elif arguments.skip_existing and all(output.path(folder, path.stem).exists() for output in wanted):
+        elif problem := too_long(wanted, folder, name_of[path]):
+            journal.failed(path, problem)
+        elif arguments.skip_existing and exist(wanted, folder, name_of[path], path, made):
             journal.skipped()
         else:
             todo.append(path)
+    reading, writing_out = Budget(PIXELS_AT_ONCE), Budget(PIXELS_AT_ONCE)
 
     # ----------------------------------------------------------------------------- three stages: read, infer, write
     def read(path: Path) -> Photograph | None:
         started = time.perf_counter()
         try:
-            image = canonical(read_image(path))
-            geometry = fit(image.shape[:2], resolution, bucket)
+            with reading.holding(count_pixels(path)):
+                image = read_image(path)
+                geometry = fit(image.shape[:2], resolution, bucket)
+                return Photograph(path, geometry, to_canvas(image, geometry, method, in_network_range), started)
         except ValueError as error:
             journal.failed(path, error)
             return None
-        image *= 2
-        image -= 1
-        return Photograph(path, geometry, to_canvas(image, geometry, method), started)
 
     def infer(batch: list[Photograph], places: int) -> Future:
         full = batch + batch[-1:] * (places - len(batch))
@@ -225,17 +266,21 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         return writers.submit(lambda: {name: np.asarray(values) for name, values in maps.items() if values is not None})
 
     def write(photograph: Photograph, fetched: Future, index: int) -> None:
-        path, geometry = photograph.path, photograph.geometry
+        path, geometry, fit = photograph.path, photograph.geometry, {}
         try:
-            maps = {
-                name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
-                for name, values in fetched.result().items()
-            }
-            maps["prediction"], fit = pipe.modality.finish(maps["prediction"]), {}
-            if arguments.align_to:
-                reference = read_reference(arguments.align_to, path.stem, geometry.original)
-                maps["metres"], fit = to_metres(maps["prediction"], *reference)
-            files = save_all(wanted, maps, arguments.color_map, folder, path.stem)
+            on_canvas = fetched.result()
+            with writing_out.holding(math.prod(geometry.original)):
+                maps = {
+                    name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
+                    for name, values in on_canvas.items()
+                }
+                maps["prediction"] = pipe.modality.finish(maps["prediction"])
+                size = maps["prediction"].shape[:2]
+                if arguments.align_to:
+                    reference = read_reference(arguments.align_to, name_of[path], geometry.original)
+                    maps["metres"], fit = to_metres(maps["prediction"], *reference)
+                files = save_all(wanted, maps, arguments.color_map, folder, name_of[path])
+                del maps
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise Stop(f"{folder}: {error.strerror}") from None
@@ -243,25 +288,53 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         except (ValueError, RuntimeError) as error:
             journal.failed(path, OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else error)
         else:
-            journal.written(path, files, maps["prediction"].shape[:2], time.perf_counter() - photograph.started, **fit)
+            done.append(path)
+            journal.written(path, files, size, time.perf_counter() - photograph.started, **fit)
 
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
-        writing = deque()
-        try:
-            photographs = filter(None, read_ahead(readers, read, todo, limit=2 * THREADS))
-            for batch, places in batches_by_canvas(photographs, images_per_call, WAITING_BYTES):
-                fetched = infer(batch, places)
-                writing += [writers.submit(write, photograph, fetched, i) for i, photograph in enumerate(batch)]
-                while len(writing) > max(images_per_call, THREADS):
+    def look_again() -> None:
+        """The folder may have been moved or emptied meanwhile: what is not there any more was not written."""
+
+        def files(path: Path) -> list[str]:
+            return [output.name.format(stem=name_of[path]) for output in wanted]
+
+        gone = missing(folder, (file for path in done for file in files(path)))
+        lost = [path for path in done if gone.intersection(files(path))] if gone else []
+        for path in lost:
+            journal.lost(path)
+        if lost:
+            journal.say(
+                f"{folder}: {len(lost)} of {len(done)} pictures that were written are gone: somebody moved or removed "
+                "them meanwhile; --skip_existing makes them again"
+            )
+
+    try:
+        with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
+            writing = deque()
+            try:
+                photographs = filter(None, read_ahead(readers, read, todo, limit=2 * THREADS))
+                for batch, places in batches_by_canvas(photographs, images_per_call, WAITING_BYTES):
+                    fetched = infer(batch, places)
+                    writing += [writers.submit(write, photograph, fetched, i) for i, photograph in enumerate(batch)]
+                    while len(writing) > max(images_per_call, THREADS):
+                        writing.popleft().result()
+                while writing:
                     writing.popleft().result()
-            while writing:
-                writing.popleft().result()
-        except BaseException:  # a full disk, or Ctrl-C: what has begun is finished, what has not is dropped
-            readers.shutdown(wait=False, cancel_futures=True)
-            writers.shutdown(wait=False, cancel_futures=True)
-            raise
-    return "; {} programs compiled, {} taken from the cache".format(*compilation.counts())
+            except BaseException:  # a full disk, or Ctrl-C: what has begun is finished, what has not is dropped
+                readers.shutdown(wait=False, cancel_futures=True)
+                writers.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        look_again()
+    compiled, cached = compilation.counts()
+    return f"; {compiled} program{'s' * (compiled != 1)} compiled, {cached} taken from the cache"
+
+
+def in_network_range(pixels: np.ndarray) -> np.ndarray:
+    values = canonical(pixels)
+    values *= 2
+    values -= 1
+    return values
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from marigold_jax.data import panels
-from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig
+from marigold_jax.data.records import read_index
+from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
-from marigold_jax.data.sources import SOURCES, PreparedSplit, Source, dataset_folder, source_from
+from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
 from marigold_jax.data.transforms import PERCENTILES
-from marigold_jax.runtime.files import printable, write
+from marigold_jax.runtime.files import printable, read_json, write
 
 SHOWN = 24  # frames on the contact sheet
 NAMED = 5  # files that are not used, of each reason, on the terminal
@@ -455,9 +455,9 @@ def refuse_other_format(builder: Builder) -> None:
     """A second split must be like the first."""
     if not builder.info.splits:
         return
-    there = tfds.builder_from_directory(builder.data_dir).info
-    features = [{name: repr(feature) for name, feature in info.features.items()} for info in (there, builder.info)]
-    if source_from(there.metadata) != builder.builder_config.source or features[0] != features[1]:
+    folder, config = Path(builder.data_dir), builder.builder_config
+    source = source_from(read_json(folder / METADATA), folder / METADATA)
+    if source != config.source or read_index(folder).features != features_of(config):
         raise ValueError(f"{builder.data_dir} has another unit, depth range or kind of files: choose another --name")
 
 

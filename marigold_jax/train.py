@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, distributed, latents, progress, runs, sharding
+from marigold_jax import compilation, distributed, latents, progress, runs, seeds, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.primitives import Primitives
@@ -49,6 +49,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
         signal.signal(number, lambda number, frame: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
+    seeds.check(config.run.seed, "config.run.seed")
     if speaks:
         runs.claim(workdir, config.to_dict())
     compilation.enable_cache()

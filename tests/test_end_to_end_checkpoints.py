@@ -152,6 +152,15 @@ def test_stretching_sees_the_picture_and_not_its_padding():
 # ----------------------------------------------------------------------------------------------------- which modality
 
 
+def test_a_modality_that_the_checkpoint_denies_is_told(tmp_path, caplog):
+    """The flag is obeyed: who names it may know better. But not without a word."""
+    folder = oracle.save_pipeline(tmp_path / "checkpoint", "depth")
+    assert Marigold.from_pretrained(folder, modality="depth").modality.name == "depth" and not caplog.records
+    assert Marigold.from_pretrained(folder, modality="normals").modality.name == "normals"
+    (record,) = caplog.records
+    assert record.getMessage() == f"{folder} estimates depth, by its own words; taken for normals, as was asked"
+
+
 @pytest.mark.parametrize(
     "name, options, modality",
     [

@@ -1,6 +1,10 @@
 """Every kind of picture, and everything that can be wrong with one."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,10 @@ import torch
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from marigold_jax.data.images import canonical, find_images, read_image
+from marigold_jax.data import images
+from marigold_jax.data.geometry import fit, to_canvas
+from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_image
+from marigold_jax.predict import in_network_range
 
 
 @pytest.fixture
@@ -142,7 +149,7 @@ def test_damaged_files(tmp_path, pixels):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("limit", [100, 500])  # 768 pixels: beyond Pillow's error, and within its warning
+@pytest.mark.parametrize("limit", [100, 383])  # twice that is less than the 768 pixels
 def test_bombs_are_refused(tmp_path, pixels, monkeypatch, limit):
     Image.fromarray(pixels).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -180,6 +187,177 @@ def test_canonical_is_diffusers(shape, dtype):
 def test_canonical_refuses(image, message):
     with pytest.raises(ValueError, match=message):
         canonical(image)
+
+
+def test_large_photographs_are_read_and_beyond_is_one_line(tmp_path, pixels, monkeypatch):
+    """Pillow warns of 89 million pixels, and refuses twice as many: photographs of phones lie between."""
+    Image.fromarray(pixels).save(tmp_path / "phone.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), pixels)
+        assert count_pixels(tmp_path / "phone.png") == 768
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 383)
+        assert count_pixels(tmp_path / "phone.png") == 0
+
+
+def test_a_large_photograph_takes_little_more_than_its_pixels(tmp_path):
+    """Three bytes a pixel, and Pillow's four: no float of it all, and no second copy."""
+    program = """if True:
+        import resource, sys
+        import numpy as np
+        from marigold_jax.data.geometry import fit, to_canvas
+        from marigold_jax.data.images import read_image
+        from marigold_jax.predict import in_network_range
+
+        def canvas(path):
+            image = read_image(path)
+            return to_canvas(image, fit(image.shape[:2], 768, 64), "bilinear", in_network_range)
+
+        canvas(sys.argv[1])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        canvas(sys.argv[2])
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 30e6)
+    """
+    Image.new("RGB", (640, 480), "red").save(tmp_path / "small.jpg")
+    Image.new("RGB", (6000, 5000), "red").save(tmp_path / "large.jpg")
+    command = [sys.executable, "-c", program, tmp_path / "small.jpg", tmp_path / "large.jpg"]
+    assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 9
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "nearest-exact", "area"])
+def test_a_canvas_by_rows_is_that_of_the_whole_to_the_bit(dtype, method):
+    image = np.random.default_rng(0).random((301, 467, 3))
+    image = (image * np.iinfo(dtype).max).astype(dtype) if np.dtype(dtype).kind == "u" else image.astype(dtype)
+    for resolution, bucket in ((96, 8), (128, 64), (640, 8), (0, 8)):
+        geometry = fit(image.shape[:2], resolution, bucket)
+        wanted = to_canvas(canonical(image) * 2 - 1, geometry, method)
+        np.testing.assert_array_equal(to_canvas(image, geometry, method, in_network_range), wanted)
+
+
+@pytest.mark.parametrize("suffix", ["mpo", "jpg"])
+def test_the_first_picture_of_several(tmp_path, pixels, suffix):
+    """Stereo cameras, and phones that add a second view, write MPO, whatever they call it."""
+    frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
+    frames[0].save(tmp_path / f"x.{suffix}", "MPO", save_all=True, append_images=frames[1:], quality=95)
+    assert np.abs(read_image(tmp_path / f"x.{suffix}").astype(int) - pixels).max() <= 8
+    assert [path.name for path in find_images([str(tmp_path)])[0]] == [f"x.{suffix}"]
+
+
+def test_heic_of_a_phone(tmp_path, pixels):
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the container turns the picture; what EXIF says of it must not turn it again
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "x.HEIC", quality=100, exif=exif.tobytes())
+    found = read_image(tmp_path / "x.HEIC")
+    turned = np.rot90(pixels, -1)
+    assert found.shape == turned.shape and np.abs(found.astype(int) - turned).max() <= 12
+    assert [path.name for path in find_images([str(tmp_path)])[0]] == ["x.HEIC"]
+    assert count_pixels(tmp_path / "x.HEIC") == 768
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "x.HEIC").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut\.heic: [^\n]+$"):
+        read_image(tmp_path / "cut.heic")
+
+
+def test_avif(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "x.avif", quality=100)
+    assert np.abs(read_image(tmp_path / "x.avif").astype(int) - pixels).max() <= 8
+
+
+def test_heic_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"x\.heic: a HEIC picture: pip install 'marigold_jax\[heif\]' reads HEIC$"):
+        read_image(tmp_path / "x.heic")
+
+
+NO_PICTURES = {
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n",
+    "binary eps": b"\xc5\xd0\xd3\xc6" + bytes(26) + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "pdf": b"%PDF-1.4\n",
+    "wmf": b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(40),
+    "emf": b"\x01\x00\x00\x00" + bytes(36) + b" EMF" + bytes(60),
+    "psd": b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x09\0\0\0\x09\0\x08\0\3" + bytes(20),
+    "fli": bytes(4) + b"\x11\xaf\1\0\x09\0\x09\0\x08\0" + bytes(110),
+    "fits": b"SIMPLE  =                    T".ljust(80) + b"BITPIX  = 8".ljust(80) + b"END".ljust(80),
+    "grib": b"GRIB\0\0\0\1" + bytes(20),
+    "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(20),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "xpm": b"/* XPM */\n",
+    "video": b"\0\0\0\x18ftypmp42\0\0\0\0isommp42",
+    "matroska": b"\x1aE\xdf\xa3" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
+def test_other_formats_start_nothing(tmp_path, monkeypatch, content):
+    """Pillow goes by the content: EPS that is called PNG would be given to Ghostscript."""
+    Image.init()
+    for name in set(Image.OPEN) - set(images.FORMATS):
+        monkeypatch.setitem(Image.OPEN, name, (lambda *_, name=name: pytest.fail(f"opened as {name}"), None))
+    for start in ("run", "Popen", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, start, lambda *_, **__: pytest.fail("started a program"))
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.png: (not a picture of a kind|a video; wanted pictures)[^\n]*$"):
+        read_image(tmp_path / "x.png")
+
+
+def test_every_reader_of_pictures_says_which_formats():
+    package = Path(images.__file__).parent.parent
+    opens = [line for path in package.rglob("*.py") for line in path.read_text().splitlines() if "Image.open(" in line]
+    assert opens and [line for line in opens if "formats=" not in line] == []
+
+
+def test_find_images_below_folders(tmp_path):
+    for name in ("a.jpg", "z/b.jpg", "z/y/c.PNG", "z/.trash/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "z" / "up").symlink_to(tmp_path)
+    (tmp_path / "z" / "again").symlink_to(tmp_path / "z" / "y")
+
+    def names(pattern, recursive=True):
+        found, problems = find_images([str(tmp_path / pattern)], recursive)
+        assert problems == []
+        return [str(path.relative_to(tmp_path)) for path in found]
+
+    assert names("") == ["a.jpg", "z/b.jpg", "z/again/c.PNG"]  # what two ways lead to counts once
+    assert names("z") == ["z/b.jpg", "z/again/c.PNG", "z/up/a.jpg"]
+    assert names("**", recursive=False) == names("**/*", recursive=False) == ["a.jpg", "z/again/c.PNG", "z/b.jpg"]
+    assert names("[z]*") == ["z/b.jpg", "z/again/c.PNG", "z/up/a.jpg"]
+    assert find_images([str(tmp_path / "[z]*")]) == (
+        [],
+        [(str(tmp_path / "[z]*"), "only folders match: name them without quotes, or add --recursive")],
+    )
+
+
+def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    for name in ("a.jpg", "locked/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    scan = os.scandir
+
+    def guarded(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    found, problems = find_images([str(tmp_path)], recursive=True)
+    assert found == [tmp_path / "a.jpg"] and problems == [(str(tmp_path / "locked"), "Permission denied")]
+
+
+def test_many_files_are_not_all_named(tmp_path):
+    for index in range(30):
+        (tmp_path / f"{index:02}.txt").write_bytes(b"")
+    (line,) = passed_over([str(tmp_path), str(tmp_path)])
+    assert line.startswith(f"30 files in {tmp_path} were passed over: 00.txt, 01.txt") and line.endswith(
+        ", and 10 more"
+    )
+    assert "30.txt" not in line
+    for index in range(29):
+        (tmp_path / f"{index:02}.txt").unlink()
+    assert passed_over([str(tmp_path)]) == [f"1 file in {tmp_path} was passed over: 29.txt"]
 
 
 def test_find_images(tmp_path):

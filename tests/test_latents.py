@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -189,6 +190,52 @@ def test_the_loader_gives_the_same_frames_and_flips(data):
 
 
 # ------------------------------------------------------------------------------------------------ stopped, and mistaken
+
+
+def rewritten(folder, records):
+    for path in folder.glob("*.array_record"):
+        path.unlink()
+    store.write_shard(folder / "00000.array_record", records)
+
+
+def test_damaged_latents_cost_one_line_that_names_them(tmp_path):
+    folder = tmp_path / "latents-train"
+    good = store.to_record(np.zeros((2, 2, 3, 4), np.float32), np.ones((2, 3, 1), bool), "float32")
+
+    def begin(**changes):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "fingerprint.json").write_text(json.dumps({"dtype": "float32", "frames": 1} | changes))
+        rewritten(folder, [good, good])
+
+    begin()
+    assert store.LatentSplit(folder).sample(0, True)["latents"].shape == (2, 2, 3, 4)
+    for dtype in ("float64", 3, None, ["float32"], {}):
+        begin(dtype=dtype)
+        with pytest.raises(ValueError, match=r"fingerprint\.json: dtype: wanted 'float32' or 'bfloat16', found"):
+            store.LatentSplit(folder)
+    for frames in (2, 0, None, "1", [1], -1):
+        begin(frames=frames)
+        with pytest.raises(ValueError, match=r"latents-train: 2 records are not two for each frame; delete"):
+            store.LatentSplit(folder)
+    begin()
+    os.mkfifo(folder / "00001.array_record")
+    with pytest.raises(ValueError, match=r"latents-train: its files cannot be read .*FIFO"):
+        store.LatentSplit(folder)
+    begin()
+    (folder / "00000.array_record").write_bytes(b"garbage" * 10**4)
+    with pytest.raises(ValueError, match=r"latents-train: its files cannot be read") as caught:
+        store.LatentSplit(folder)
+    assert "\n" not in str(caught.value)
+    huge = np.full(3, 65535, "<u2").tobytes()
+    for bad in (good[:-1], good + b"x", b"", good[:5], huge + good[6:], bytes(6)):
+        begin()
+        rewritten(folder, [good, bad])
+        split = store.LatentSplit(folder)
+        assert split.sample(0, False)["latent_mask"].all()
+        with pytest.raises(ValueError, match=r"latents-train: record 1: .*; delete the folder") as caught:
+            split.sample(0, True)
+        assert "\n" not in str(caught.value)
 
 
 def test_latents_of_something_else_are_refused_in_one_line(data):

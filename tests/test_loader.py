@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 import time
 
@@ -258,8 +259,8 @@ class Memory:
         return len(self.shapes)
 
     def __getitem__(self, index):
-        if self.shapes[index] is None:
-            raise OSError("disk on fire")
+        if isinstance(self.shapes[index], Exception):
+            raise self.shapes[index]
         depth = np.linspace(1, 2, np.prod(self.shapes[index]), dtype=np.float32).reshape(*self.shapes[index], 1)
         return {"rgb": np.zeros((*self.shapes[index], 3), np.uint8), "depth": depth, "mask": depth > 0}
 
@@ -271,12 +272,36 @@ def test_images_of_several_sizes_need_a_size():
     loader.close()
 
 
-def test_a_broken_frame_is_named():
-    loader = make_loader([(Memory(None), 1)], batch_size=1, seed=0)
-    with pytest.raises(OSError, match="disk on fire") as caught:
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [(OSError("disk on fire"), OSError), (KeyError("two\nlines"), ValueError), (ZeroDivisionError(), ValueError)],
+)
+def test_a_broken_frame_is_named(error, wanted, num_workers):
+    loader = make_loader([(Memory(error), 1)], batch_size=1, seed=0, num_workers=num_workers)
+    with pytest.raises(wanted, match=r"^Memory: frame 0: ") as caught:
         next(loader)
     loader.close()
+    assert str(caught.value).partition("frame 0: ")[2] == (" ".join(str(error).split()) or "ZeroDivisionError")
     assert "while reading frame 0 of Memory" in caught.value.__notes__
+
+
+def test_a_frame_that_cannot_be_used_is_named():
+    loader = make_loader([(Memory((8, 8)), 1)], batch_size=1, seed=0, size=(0, 8))
+    with pytest.raises(ValueError, match=r"^Memory: frame 0: "):
+        next(loader)
+    loader.close()
+
+
+def test_a_worker_that_dies_is_told_of_in_one_line():
+    class Deadly(Memory):
+        def __getitem__(self, index):
+            os._exit(9)
+
+    loader = make_loader([(Deadly((8, 8)), 1)], batch_size=1, seed=0, num_workers=1)
+    with pytest.raises(ChildProcessError, match="exit code 9"):
+        next(loader)
+    loader.close()
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def pair(tmp_path_factory):
     return make
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_not_cut_down_to_another(pair, seed):
+    _, ours = pair()
+    with pytest.raises(ValueError, match="seed: wanted a whole number from 0 to 4294967295"):
+        ours(photograph(16, 16), seed=seed)
+
+
 def latents_for(image, resolution, members, seed=0):
     width, height = image.size
     if resolution:

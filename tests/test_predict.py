@@ -7,10 +7,16 @@ runs a real (small, random) checkpoint.
 import errno
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -18,8 +24,9 @@ from PIL import Image
 
 import marigold_jax
 from marigold_jax import compilation, predict
+from marigold_jax.cache import user_cache
 from marigold_jax.data import geometry as geometries
-from marigold_jax.data import predictions
+from marigold_jax.data import images, predictions
 from marigold_jax.data.images import canonical, read_image
 from marigold_jax.modality import MODALITIES
 from marigold_jax.runtime import files as disk
@@ -126,7 +133,8 @@ def test_depth_of_a_folder(photos, network, capsys):
         assert record["size"] == list(expected.shape) and record["seconds"] > 0
     captured = capsys.readouterr()
     assert captured.out.startswith("3 of 3 pictures written, 0 skipped, 0 failed in ")
-    assert "images/s); " in captured.out and "programs compiled" in captured.out
+    assert "images/s); 0 programs compiled, 0 taken from the cache" in captured.out
+    assert captured.out.endswith(f"; predictions in {folder}\n")
     assert captured.err == ""
 
 
@@ -267,7 +275,7 @@ def test_bad_pictures_cost_one_line_each_and_the_others_come_out(photos, network
     (photos / "text.jpg").write_bytes(b"not a picture")
     picture(photos / "bomb.png", 150, 150)
     picture(photos / "thin.png", 1, 3000)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)
     status, folder = run([photos, photos / "missing.png", photos / "*.bmp"])
     assert status == 1
     captured = capsys.readouterr()
@@ -289,15 +297,239 @@ def test_bad_pictures_cost_one_line_each_and_the_others_come_out(photos, network
     assert (folder / "depth_npy/good_depth.npy").exists()
 
 
-def test_two_pictures_of_one_name(photos, network, capsys):
-    picture(photos / "a.jpg", 20, 30)
-    picture(photos / "a.png", 20, 30)
-    status, folder = run([photos, photos / "a.jpg"])  # the same file twice is no mistake
+def test_not_every_disk_is_endless(photos, network, capsys, monkeypatch):
+    """The record itself meets a full disk: one line, and no torn one in it."""
+    for index in range(3):
+        picture(photos / f"p{index}.png", 20, 30)
+    _, folder = run(photos)
+    before = (folder / "predictions.jsonl").read_bytes()
+
+    def full(file, lines):
+        file.write(lines[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(predictions, "append", full)
+    capsys.readouterr()
+    assert run(photos)[0] == 1
+    assert capsys.readouterr().err == f"stopped: {folder / 'predictions.jsonl'}: No space left on device\n"
+    monkeypatch.undo()
+    assert (folder / "predictions.jsonl").read_bytes()[len(before) :].count(b"\n") == 0
+
+
+def test_a_torn_record_is_ended_before_the_next(photos, network, monkeypatch):
+    picture(photos / "p.png", 20, 30)
+    _, folder = run(photos)
+    whole = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(whole + whole[:20])
+    assert run(photos, "--skip_existing")[0] == 0 and run(photos)[0] == 0
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(lines[index])["input"] for index in (0, 2)] == [str(photos / "p.png")] * 2
+    assert lines[1] == whole[:20]
+
+
+@pytest.mark.parametrize("what", ["out", "out/depth_bw"])
+def test_outputs_that_disappear_midway_are_told(photos, network, capsys, what):
+    for index in range(8):
+        picture(photos / f"p{index}.png", 20, 30)
+    answer = network.run
+
+    def remove(*arguments, **options):
+        if len(network.calls) == 5:
+            for _ in range(500):  # until three are written
+                if len(list((photos.parent / "out" / "depth_colored").glob("p*.png"))) >= 3:
+                    break
+                time.sleep(0.01)
+            (photos.parent / what).rename(photos.parent / "elsewhere")
+        return answer(*arguments, **options)
+
+    network.run = remove
+    status, folder = run(photos, "--batch_size", 1)
     assert status == 1
-    assert capsys.readouterr().err.splitlines() == [
-        f"{photos / 'a.png'}: its outputs would overwrite those of {photos / 'a.jpg'}: rename one of the two"
+    captured = capsys.readouterr()
+    assert f"{folder}: " in captured.err and "of 8 pictures that were written are gone" in captured.err
+    there = [
+        path
+        for path in (photos / f"p{index}.png" for index in range(8))
+        if (folder / f"depth_bw/{path.stem}_depth.png").exists()
     ]
-    np.testing.assert_allclose(np.load(folder / "depth_npy/a_depth.npy"), brightness(photos / "a.jpg"), atol=1e-6)
+    assert (
+        captured.out.startswith(f"{len(there)} of 8 pictures written, 0 skipped, {8 - len(there)} failed")
+        and len(there) <= 5
+    )
+    failed = {record["input"] for record in records(folder) if "error" in record}
+    assert failed == {str(photos / f"p{index}.png") for index in range(8)} - set(map(str, there))
+    network.run = answer
+    assert run(photos, "--skip_existing")[0] == 0
+    assert len(list(folder.glob("depth_*/p*"))) == 24
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_two_pictures_of_one_name_both_come_out(photos, network):
+    picture(photos / "a.jpg", 20, 30)
+    picture(photos / "a.png", 30, 20)
+    picture(photos / "b.png", 30, 20)
+    status, folder = run([photos, photos / "a.jpg", photos / ".." / "photos" / "b.png"])  # twice is no mistake
+    assert status == 0
+    for name in ("a.jpg", "a.png"):
+        expected = brightness(photos / name)
+        np.testing.assert_allclose(np.load(folder / f"depth_npy/{name}_depth.npy"), expected, atol=1e-6)
+    assert (folder / "depth_npy/b_depth.npy").exists() and len(list((folder / "depth_npy").iterdir())) == 3
+    network.calls.clear()
+    assert run(photos, "--skip_existing")[0] == 0 and network.calls == []
+
+
+def test_pictures_of_one_name_keep_their_folders(photos, network, capsys):
+    for index, name in enumerate(("a/x.png", "b/x.png", "b/y.png")):
+        (photos / name).parent.mkdir(exist_ok=True)
+        picture(photos / name, 20, 30, seed=index)
+    folder = photos.parent / "out"
+    flags = ["--output_dir", str(folder), "--input"]
+    for inputs in (
+        [photos / "a", photos / "b"],
+        [photos / "b/y.png", photos / "b/x.png", photos / "a"],
+        [photos / "*/*"],
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        assert predict.main([*flags, *map(str, inputs)]) == 0
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.npy")} == {
+            "depth_npy/a/x_depth.npy",
+            "depth_npy/b/x_depth.npy",
+            "depth_npy/y_depth.npy",
+        }
+        for name in ("a/x", "b/x"):
+            expected = brightness(photos / f"{name}.png")
+            np.testing.assert_allclose(np.load(folder / f"depth_npy/{name}_depth.npy"), expected, atol=1e-6)
+    assert {file for record in records(folder) for file in record["outputs"]} == set(files(folder)) - {
+        "predictions.jsonl"
+    }
+
+
+def test_another_pictures_outputs_are_no_reason_to_skip(photos, network):
+    for index, name in enumerate(("a/x.png", "b/x.png")):
+        (photos / name).parent.mkdir()
+        picture(photos / name, 20, 30, seed=index)
+    flags = ["--output_dir", str(photos.parent / "out"), "--skip_existing", "--input"]
+    assert predict.main([*flags, str(photos / "a")]) == 0
+    assert predict.main([*flags, str(photos / "b")]) == 0
+    depth = np.load(photos.parent / "out/depth_npy/x_depth.npy")
+    np.testing.assert_allclose(depth, brightness(photos / "b/x.png"), atol=1e-6)
+    network.calls.clear()
+    (photos / "b").rename(photos / "c")  # moved, as far as anybody can tell
+    assert predict.main([*flags, str(photos / "c")]) == 0 and network.calls == []
+
+
+@pytest.mark.parametrize("where", ["photos/out", "photos", "out"])
+def test_subfolders_on_request(photos, network, capsys, where):
+    for name in ("x.png", "day1/x.png", "day1/deep.jpg/y.JPG", ".hidden/z.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(photos / name, 20, 30)
+    (photos / "day1" / "loop").symlink_to(photos)
+    folder = photos.parent / where
+    flags = ["--input", str(photos), "--output_dir", str(folder), "--recursive"]
+    wanted = {"x_depth.npy", "day1/x_depth.npy", "day1/deep.jpg/y_depth.npy"}
+    for more in ([], [], ["--skip_existing"]):
+        assert predict.main([*flags, *more]) == 0
+        assert {str(path.relative_to(folder / "depth_npy")) for path in folder.rglob("*.npy")} == wanted
+    captured = capsys.readouterr()
+    assert captured.err == "" and "0 of 3 pictures written, 3 skipped" in captured.out
+    # A folder of earlier predictions is no folder of pictures either.
+    assert predict.main([*flags[:2], "--output_dir", str(photos / "other"), "--recursive"]) == 0
+    assert "3 of 3 pictures written" in capsys.readouterr().out
+    assert predict.main(["--input", str(photos / "**" / "*.png"), "--output_dir", str(photos / "more")]) == 0
+    assert "2 of 2 pictures written" in capsys.readouterr().out
+
+
+def test_a_hint_where_only_subfolders_hold_pictures(photos, network, capsys):
+    (photos / "day1").mkdir()
+    picture(photos / "day1" / "x.png", 20, 30)
+    assert run(photos)[0] == 1
+    assert (
+        capsys.readouterr().err == f"{photos}: no pictures in this folder; its subfolders hold some: add --recursive\n"
+    )
+
+
+def test_what_is_passed_over_is_counted_and_named(photos, network, capsys, monkeypatch):
+    picture(photos / "good.png", 20, 30)
+    for name in ("a.heic", "b.HEIC", "clip.mp4", "note\x1b[31m.txt", ".DS_Store", "Thumbs.db", "._good.png", ".hidden"):
+        (photos / name).write_bytes(b"x")
+    (photos / "folder.jpg").mkdir()
+    (photos / "folder").mkdir()
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    assert run(photos)[0] == 0
+    assert capsys.readouterr().err == (
+        f"5 files in {photos} were passed over: a.heic (pip install 'marigold_jax[heif]' reads HEIC), b.HEIC, "
+        "clip.mp4, folder.jpg (a folder), note\\x1b[31m.txt\n"
+    )
+
+
+def test_names_too_long_for_a_disk_cost_one_line(photos, network, capsys):
+    picture(photos / "good.png", 20, 30)
+    for name in ("x" * 250, "é" * 122):
+        picture(photos / f"{name}.png", 20, 30)
+    for more in ([], ["--skip_existing"]):
+        status, folder = run([photos, photos / ("y" * 5000)], *more)
+        assert status == 1
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 3 and all("too long" in line for line in errors)
+        assert sorted(path.name for path in folder.glob("*/*")) == [
+            "good_depth.npy", "good_depth.png", "good_depth_colored.png"
+        ]  # fmt: skip
+
+
+def test_only_regular_files_are_read(photos, network, capsys):
+    picture(photos / "good.png", 20, 30)
+    os.mkfifo(photos / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as plug:
+        at = os.getcwd()
+        os.chdir(photos)  # the name of a socket must be short
+        plug.bind("plug.png")
+        os.chdir(at)
+    (photos / "broken.png").symlink_to("nowhere.png")
+    (photos / "circle.png").symlink_to("circle.png")
+    (photos / "noise.png").symlink_to("/dev/zero")
+    for inputs in ([photos], [photos / "*"], sorted(photos.iterdir())):
+        status, _ = run(inputs if len(inputs) > 1 else inputs[0])
+        assert status == 1
+        assert sorted(line.removeprefix(f"{photos}/") for line in capsys.readouterr().err.splitlines()) == [
+            "broken.png: a link to a file that is not there",
+            "circle.png: Too many levels of symbolic links",
+            "noise.png: wanted a regular file, found a device",
+            "pipe.png: wanted a regular file, found a FIFO",
+            "plug.png: wanted a regular file, found a socket",
+        ]
+
+
+def test_what_may_not_be_read(photos, network, capsys, monkeypatch):
+    picture(photos / "good.png", 20, 30)
+    picture(photos / "secret.png", 20, 30)
+
+    def guarded(path, *mode):
+        if "secret" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open(path, *mode)
+
+    monkeypatch.setattr(images, "open", guarded, raising=False)
+    assert run(photos)[0] == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"{photos / 'secret.png'}: Permission denied\n"
+    assert captured.out.startswith("1 of 2 pictures written")
+
+
+def test_names_that_are_no_text(photos, network, capsys):
+    """Control characters never reach a terminal; bytes that are not UTF-8 stay those of the file."""
+    for name in (b"caf\xe9.png", b"red\x1b[31m\n.png"):
+        picture(os.path.join(os.fsencode(photos), name).decode("utf-8", "surrogateescape"), 20, 30)
+    (photos / "bad\x1b[2J.png").write_bytes(b"")
+    status, folder = run(photos)
+    assert status == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"{photos}/bad\\x1b[2J.png: the file is empty\n" and "\x1b" not in captured.out
+    assert (folder / "predictions.jsonl").read_bytes().isascii()
+    made = [record for record in records(folder) if "outputs" in record]
+    assert len(made) == 2 and all((folder / file).is_file() for record in made for file in record["outputs"])
+    assert b"caf\xe9_depth.npy" in os.listdir(os.fsencode(folder / "depth_npy"))
 
 
 def test_nothing_to_do(photos, network, capsys):
@@ -445,6 +677,9 @@ def test_interruption_and_going_on(photos, network, capsys):
         (["--uncertainty"], "--ensemble_size 2 or more"),
         (["--resample_method", "area"], "invalid choice"),
         (["--dtype", "float16"], "invalid choice"),
+        (["--seed", "4294967296"], "from 0 to 4294967295, got '4294967296'"),
+        (["--seed", "-1"], "from 0 to 4294967295, got '-1'"),
+        (["--\x1b[31mred"], "unrecognized arguments: --\\x1b[31mred"),
     ],
 )
 def test_usage_errors(photos, network, capsys, flags, message):
@@ -453,6 +688,13 @@ def test_usage_errors(photos, network, capsys, flags, message):
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
+
+
+def test_one_program_is_not_several(photos, network, capsys, monkeypatch):
+    picture(photos / "p.png", 20, 30)
+    monkeypatch.setattr(compilation, "counts", lambda: (1, 2))
+    run(photos)
+    assert "; 1 program compiled, 2 taken from the cache; predictions in " in capsys.readouterr().out
 
 
 def test_help_does_not_wait_for_jax():
@@ -468,6 +710,33 @@ def test_help_does_not_wait_for_jax():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for flag in ("--input", "--output_dir", "--skip_existing", "default: Spectral", "predictions.jsonl"):
         assert flag in done.stdout
+
+
+def test_who_has_no_home_goes_without_the_cache(monkeypatch):
+    """As in a container that runs as a number nobody gave a name: Path.home() is a RuntimeError there."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MARIGOLD_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(OSError):
+        user_cache("programs").mkdir(parents=True)
+    events, listeners = Counter(), []
+    monkeypatch.setattr(compilation, "_events", events)
+    monkeypatch.setattr(jax.monitoring, "register_event_listener", lambda listener: None)
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compilation.enable_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    for seconds in (0.1, 3.0):  # what no cache counts is counted all the same
+        listeners[0]("/jax/core/compile/backend_compile_duration", seconds, fun_name="f")
+    assert compilation.counts() == (1, 0)
 
 
 # ---------------------------------------------------------------------------------------------------- a real checkpoint

@@ -4,7 +4,9 @@ import errno
 import io
 import json
 import os
+import sys
 import threading
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from marigold_jax.data.predictions import Journal, color, color_table, depth_to_uint16, outputs, save_all
+from marigold_jax.data import predictions
+from marigold_jax.data.predictions import Journal, color, color_table, depth_to_uint16, names, outputs, save_all
 from marigold_jax.runtime import files
 from marigold_jax.runtime.files import write
 
@@ -127,6 +130,83 @@ def test_saved_files_have_ordinary_permissions(tmp_path):
     write(tmp_path / "a", b"")
     (tmp_path / "b").write_bytes(b"")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_names_are_never_two_alike(tmp_path):
+    def of(*files, folders=()):
+        return names([Path("/p") / file for file in files], [Path("/p") / folder for folder in folders])
+
+    assert of("a/x.jpg", "b/y.jpg") == ["x", "y"]
+    assert of("a/x.jpg", "b/x.jpg", "b/y.jpg") == ["a/x", "b/x", "y"]
+    assert of("q/a/x.jpg", "q/b/x.jpg") == ["a/x", "b/x"]  # below what all share
+    assert of("x.jpg", "x.png", "x.jpg.png") == ["x.jpg", "x.png", "x.jpg.png"]
+    assert of("x.png", "a/x.jpg", "a/x.png") == ["x", "a/x.jpg", "a/x.png"]
+    assert of("a/x.png", "a/b/x.png", "c.d/e.f.png", folders=["a"]) == ["x", "b/x", "e.f"]
+    assert of("a/b/x.png", "c/b/x.png", folders=["a", "c"]) == ["a/b/x", "c/b/x"]
+    assert of("../r/x.png", "x.png") == ["r/x", "p/x"]
+    assert of() == []
+    many = [f"{a}/{b}.{c}" for a in "xyz" for b in ("1", "2", "1.png") for c in ("png", "jpg")]
+    assert len(set(of(*many))) == len(many) and dict(zip(many[::-1], of(*many[::-1]), strict=True)) == dict(
+        zip(many, of(*many), strict=True)
+    )
+
+
+def test_a_record_that_is_moved_is_begun_again(tmp_path):
+    journal = Journal(tmp_path / "out")
+    journal.written(Path("a"), [], (1, 1), 0.0)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    journal.written(Path("b"), [], (1, 1), 0.0)
+    journal.close()
+    for folder, source in {"moved": "a", "out": "b"}.items():
+        assert json.loads((tmp_path / folder / "predictions.jsonl").read_text())["input"] == source
+
+
+class SmallDisk(io.FileIO):
+    """Takes a part of what is written, as the system does, and then says that it is full."""
+
+    def write(self, content):
+        size = os.fstat(self.fileno()).st_size
+        if size >= 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content[: 100 - size])
+
+
+def test_a_disk_that_fills_keeps_whole_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "append_lines", lambda path: SmallDisk(path, "a"))
+    journal = Journal(tmp_path)
+    journal.failed("a", "x" * 50)
+    with pytest.raises(OSError, match=r"No space left on device: '.*predictions\.jsonl'"):
+        journal.failed("b", "x" * 50)
+    journal.close()
+    assert [json.loads(line)["input"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == ["a"]
+
+
+def test_parts_are_kept_until_all_of_their_lines_are_gathered(tmp_path, monkeypatch):
+    lines = {"predictions.jsonl": '{"to', "predictions.1.jsonl": '{"a": 1}\n{"b', "predictions.2.jsonl": '{"c": 3}\n'}
+    for name, text in lines.items():
+        (tmp_path / name).write_text(text)
+    with monkeypatch.context() as full:
+        full.setattr(predictions, "append_lines", lambda path: SmallDisk(path, "a"))
+        (tmp_path / "predictions.1.jsonl").write_text(f'{{"a": "{"x" * 100}"}}\n{{"b')
+        with pytest.raises(OSError):
+            predictions.gather(tmp_path)
+    assert (tmp_path / "predictions.jsonl").read_text() == '{"to'
+    predictions.gather(tmp_path)
+    found = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert found == ['{"to', f'{{"a": "{"x" * 100}"}}', '{"b', '{"c": 3}']
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+
+
+def test_a_message_that_nobody_reads_stops_nothing(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    journal = Journal(tmp_path)
+    journal.failed("a", "b")
+    journal.close()
+    assert journal.counts == {"failed": 1}
 
 
 def test_journal_appends_whole_lines_from_many_threads(tmp_path, capsys):

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int16, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from marigold_jax.data.images import FORMATS, canonical, decode
+from marigold_jax.data.images import canonical, decode
+from marigold_jax.data.images import open_image as open_picture
 from marigold_jax.data.sources import NORMAL_UNITS, Source
 from marigold_jax.runtime.files import below, printable, regular
 
@@ -88,13 +89,14 @@ class Frame:
         return [part for part in (self.rgb, self.depth, self.mask, self.normals) if part]
 
 
-def open_image(content: bytes, path: str, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Decodes all of an image, so that a truncated one shows. Raises BadFrame."""
-    Image.init()  # Pillow looks among the formats that it has loaded already, where some are named
+def open_image(content: bytes, path: str, formats: Sequence[str] = ()) -> Image.Image:
+    """Decodes all of an image, so that a truncated one shows; of any format, where none is named. Raises BadFrame."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size it refuses
-            image = Image.open(io.BytesIO(content), formats=formats)
+            image = open_picture(io.BytesIO(content))
+            if formats and image.format not in formats:
+                raise Image.UnidentifiedImageError
             image.load()
         return image
     except Exception as error:  # decoders raise nearly anything on a damaged file
@@ -105,7 +107,7 @@ def open_image(content: bytes, path: str, formats: Sequence[str] = FORMATS) -> I
 def orientation_of(content: bytes) -> int:
     """How the EXIF of a picture wants its pixels turned: 1 is not at all, 2 to 8 are the other ways."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_picture(io.BytesIO(content)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # decoders raise nearly anything; whether the picture can be read is asked elsewhere
         return 1

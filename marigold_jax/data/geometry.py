@@ -9,12 +9,12 @@ The network wants sides that are multiples of 8, and every canvas size is one mo
   pads nothing, so a folder of mixed sizes needs few canvases.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from marigold_jax.data.resample import resize
 
@@ -68,10 +68,13 @@ def default_bucket(processing_resolution: int) -> int:
 
 
 def to_canvas(
-    image: Float32[np.ndarray, "h w c"], geometry: Geometry, method: str
+    image: Shaped[np.ndarray, "h w c"], geometry: Geometry, method: str, convert: Callable | None = None
 ) -> Float32[np.ndarray, "height width c"]:
-    """Resizes (antialiased) an image of size `geometry.original` in any value range; pads by repeating its edge."""
-    image = resize(image, geometry.resized, method, antialias=True)
+    """Resizes (antialiased) an image of size `geometry.original` in any value range; pads by repeating its edge.
+
+    The image is float32, or whatever `convert` makes float32 of; see `resize`.
+    """
+    image = resize(image, geometry.resized, method, antialias=True, convert=convert)
     (height, width), (canvas_height, canvas_width) = geometry.resized, geometry.canvas
     return np.pad(image, ((0, canvas_height - height), (0, canvas_width - width), (0, 0)), mode="edge")
 

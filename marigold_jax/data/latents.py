@@ -21,13 +21,15 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, Float32, UInt8
 
+from marigold_jax.data.records import wrong
 from marigold_jax.data.rgbd.rgbd_dataset_builder import shards_of
 from marigold_jax.data.shards import WRITER_OPTIONS
 from marigold_jax.data.sources import PreparedSplit, dataset_folder
-from marigold_jax.runtime.files import read_json, write_json
+from marigold_jax.runtime.files import printable, read_json, regular, write_json
 
 FINGERPRINT = "fingerprint.json"
 SUFFIX = ".array_record"
+ADVICE = "delete the folder to make the latents again"
 
 
 def _to_bfloat16(values: Float32[np.ndarray, "..."]) -> bytes:
@@ -53,22 +55,40 @@ def to_record(latents: Float32[np.ndarray, "2 i j z"], mask: Bool[np.ndarray, "i
 
 
 def from_record(record: bytes, dtype: str) -> dict[str, np.ndarray]:
-    """`latents` float32 (2, i, j, z), of the image and of the target, and `latent_mask` bool (i, j, 1)."""
+    """`latents` float32 (2, i, j, z), of the image and of the target, and `latent_mask` bool (i, j, 1).
+
+    Raises ValueError for a record that is not as long as its shape says.
+    """
     width, _, to_float32 = DTYPES[dtype]
     i, j, z = (int(side) for side in np.frombuffer(record[:6], "<u2"))
     end = 6 + width * 2 * i * j * z
+    if not i * j * z or len(record) != end + -(-i * j // 8):
+        raise ValueError(f"{len(record)} bytes are no latents of {i} x {j} x {z} in {dtype}")
     bits: UInt8[np.ndarray, " n"] = np.frombuffer(record[end:], np.uint8)
     mask = np.unpackbits(bits, count=i * j).astype(bool).reshape(i, j, 1)
     return {"latents": to_float32(record[6:end]).reshape(2, i, j, z), "latent_mask": mask}
 
 
 class LatentSplit:
-    """Random access to the latents of a split; `len` counts frames. It travels to other processes as its path alone."""
+    """Random access to the latents of a split; `len` counts frames. It travels to other processes as its path alone.
+
+    A damaged folder or record raises ValueError, in one line that names it.
+    """
 
     def __init__(self, path: str | Path):
         self.path = str(path)
-        self._dtype = read_json(Path(path) / FINGERPRINT)["dtype"]
-        self._records = ArrayRecordDataSource([str(shard) for shard in sorted(Path(path).glob(f"*{SUFFIX}"))])
+        file = Path(path) / FINGERPRINT
+        fingerprint = read_json(file)
+        self._dtype = fingerprint.get("dtype")
+        if not isinstance(self._dtype, str) or self._dtype not in DTYPES:
+            raise wrong(file, "dtype", " or ".join(map(repr, DTYPES)), self._dtype)
+        files = sorted(Path(path).glob(f"*{SUFFIX}"))
+        try:
+            self._records = ArrayRecordDataSource([str(regular(shard)) for shard in files])
+        except Exception as error:  # array_record raises nearly anything on what is damaged
+            raise ValueError(f"{path}: its files cannot be read ({_line(error)}); {ADVICE}") from None
+        if [len(self._records) / 2] != [fingerprint.get("frames")]:
+            raise ValueError(f"{path}: {len(self._records)} records are not two for each frame; {ADVICE}")
 
     def __reduce__(self):
         return LatentSplit, (self.path,)
@@ -78,7 +98,14 @@ class LatentSplit:
 
     def sample(self, index: int, flip: bool) -> dict[str, np.ndarray]:
         """What `from_record` says, of the frame as it is or mirrored."""
-        return from_record(self._records[2 * index + flip], self._dtype)
+        try:
+            return from_record(self._records[2 * index + flip], self._dtype)
+        except Exception as error:
+            raise ValueError(f"{self.path}: record {2 * index + flip}: {_line(error)}; {ADVICE}") from None
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
@@ -108,7 +135,8 @@ def begin(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         if found != (wanted := json.loads(json.dumps(fingerprint))):
             keys = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
             differences = "; ".join(f"{key} was {found.get(key)}, is {wanted.get(key)}" for key in keys)
-            raise ValueError(f"{place} holds latents of something else: {differences}. Delete it to make them again")
+            told = f"{place} holds latents of something else: {differences}. Delete it to make them again"
+            raise ValueError(printable(told))
         return
     write_json(staging_of(folder) / FINGERPRINT, fingerprint)
 

@@ -7,6 +7,7 @@ number changes what is learned from, and to continue a run is to ask for the nex
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -110,8 +111,9 @@ class Batches:
     ) -> dict[str, np.ndarray]:
         if isinstance(dataset, LatentSplit):
             return dataset.sample(frame, flip)
-        example = crop(_read(dataset, frame, self.normals), window)
-        return transform(example, flip=flip, **_options(self.options, dataset))
+        example = _read(dataset, frame, self.normals)
+        with _naming(dataset, frame):
+            return transform(crop(example, window), flip=flip, **_options(self.options, dataset))
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class BothWays:
         frame = self.frames[(self.first + index) % len(self.frames)]
         example = _read(self.dataset, frame, self.normals)
         options = _options(self.options, self.dataset)
-        both = [transform(example, flip=flip, **options) for flip in (False, True)]
+        with _naming(self.dataset, frame):
+            both = [transform(example, flip=flip, **options) for flip in (False, True)]
         return {key: np.stack([sample[key] for sample in both]) for key in both[0]}
 
 
@@ -149,9 +152,12 @@ class Loader(Iterator):
         self._waiting = deque()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._iterator is None:
-            self._start()
-        batch = self._waiting.popleft() if self._waiting else next(self._iterator)
+        try:
+            if self._iterator is None:
+                self._start()
+            batch = self._waiting.popleft() if self._waiting else next(self._iterator)
+        except RuntimeError as error:  # a worker process is gone: killed, or out of memory
+            raise ChildProcessError(" ".join(str(error).split())) from error
         self._next += 1
         return batch
 
@@ -253,12 +259,27 @@ def make_loader(
     return Loader(Batches(opened, plan, share, flip, zoom, normals, options), num_workers)
 
 
-def _read(dataset: DataSource, frame: int, normals: bool) -> dict[str, np.ndarray]:
+@contextmanager
+def _naming(dataset: DataSource, frame: int) -> Iterator[None]:
+    """Errors inside say which frame it was, in one line: worker processes hand over that line, and not what led to it.
+
+    A ValueError or an OSError stays one; anything else becomes a ValueError.
+    """
     try:
-        example = dataset[frame]
+        yield
     except Exception as error:
-        error.add_note(f"while reading frame {frame} of {_name(dataset)}")
-        raise
+        name, told = _name(dataset), " ".join(str(error).split()) or type(error).__name__
+        if told.startswith(f"{name}: "):  # it says so itself
+            raise
+        kind = type(error) if type(error) in (ValueError, OSError) else ValueError
+        named = kind(f"{name}: frame {frame}: {told}")
+        named.add_note(f"while reading frame {frame} of {name}")
+        raise named from error
+
+
+def _read(dataset: DataSource, frame: int, normals: bool) -> dict[str, np.ndarray]:
+    with _naming(dataset, frame):
+        example = dataset[frame]
     return {key: value for key, value in example.items() if key != "normals" or normals}
 
 

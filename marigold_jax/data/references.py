@@ -63,7 +63,7 @@ def _map(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _millimetres(path: Path, size: tuple[int, int]) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         if not image.mode.startswith("I"):
             raise ValueError(f"wanted a 16-bit grey PNG in millimetres, got Pillow mode {image.mode}")
         return np.asarray(image, np.float32)[..., None] / MILLIMETRES

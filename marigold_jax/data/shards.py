@@ -20,11 +20,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from marigold_jax.data.frames import Part
+from marigold_jax.data.records import INDEX, read_index
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
 from marigold_jax.data.sources import dataset_folder
 from marigold_jax.runtime.files import read_json, write, write_json
 
-INDEX = "dataset_info.json"
 PREPARED = "prepared"  # the key of metadata.json
 PLAN = "plan.txt"
 # One record a chunk gives random access; images are compressed already.
@@ -42,8 +42,11 @@ class Shard:
 def open_builder(data_dir: str | Path, config: RgbdConfig) -> Builder:
     """The builder of the dataset `config.name` below `data_dir`; it knows the splits that are there already.
 
-    Raises ValueError where what is there cannot be read.
+    Raises ValueError where the dataset that is there is damaged, or not one of ours.
     """
+    folder = dataset_folder(data_dir, config.name)
+    if folder.exists():
+        read_index(folder)  # TFDS believes what it reads
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that is not listed in the builder's code
     try:

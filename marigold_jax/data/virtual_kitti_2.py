@@ -64,7 +64,7 @@ def read_frame(frame: Frame, normals: bool = False) -> Record:
     """Raises BadFrame for a file that is missing, broken, or not of the size of the other."""
     record = read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
     if normals:
-        stored = np.asarray(Image.open(io.BytesIO(record["depth"])))[..., None].astype(np.float64)
+        stored = np.asarray(Image.open(io.BytesIO(record["depth"]), formats=["PNG"]))[..., None].astype(np.float64)
         record["normals"] = quantise(normals_from_depth(stored, (stored > 0) & (stored < SKY), FOCAL_LENGTH))
     return record
 

@@ -4,6 +4,7 @@ Nothing from outside is trusted: only regular files are opened, a name from a fi
 an object of a sane size or one line that says what was found. Whatever is written appears whole, by rename.
 """
 
+import contextlib
 import json
 import os
 import stat
@@ -94,6 +95,22 @@ def append_lines(path: Path) -> BinaryIO:
         if file.read(1) != b"\n":
             file.write(b"\n")
     return file
+
+
+def append(file: BinaryIO, lines: bytes) -> None:
+    """Adds whole lines to a file that `append_lines` opened. Raises OSError, and then leaves none of them behind.
+
+    The system may write a part, and say so with no error: a disk that is nearly full.
+    """
+    before, rest = os.fstat(file.fileno()).st_size, memoryview(lines)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):  # what another program has added meanwhile stays
+            if os.fstat(file.fileno()).st_size == before + len(lines) - len(rest):
+                file.truncate(before)
+        raise
 
 
 def printable(text: object) -> str:

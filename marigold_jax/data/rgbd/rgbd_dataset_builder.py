@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from marigold_jax.data.frames import BadFrame, Record
-from marigold_jax.data.sources import VERSION, Source
+from marigold_jax.data.records import FEATURES, VERSION, Feature
+from marigold_jax.data.sources import Source
 from marigold_jax.runtime.files import printable
 
 SHARDS = 128  # at most, in a split: every reading process keeps every shard open
@@ -34,6 +35,13 @@ class RgbdConfig(tfds.core.BuilderConfig):
     card: str = ""
     flags: dict[str, str] = dataclasses.field(default_factory=dict)
     unused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def features_of(config: RgbdConfig) -> dict[str, Feature]:
+    """What `features.json` says of a dataset that this configuration makes, as `data.records` reads it."""
+    depth = dict(zip(("png16", "float32"), FEATURES["depth"], strict=True))[config.depth_encoding]
+    more = [key for key in ("mask", "normals") if getattr(config, key)]
+    return {key: FEATURES[key][0] for key in ("name", "rgb", *more)} | {"depth": depth}
 
 
 class Builder(tfds.core.ShardBasedBuilder):

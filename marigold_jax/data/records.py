@@ -1,0 +1,259 @@
+"""Prepared datasets on disk, read without TFDS: it would import whatever module the folder's `features.json` names.
+
+    DATA_DIR/rgbd/NAME/1.0.0/dataset_info.json                         the splits, and how many records each file holds
+    DATA_DIR/rgbd/NAME/1.0.0/features.json                             what a record holds: `FEATURES`
+    DATA_DIR/rgbd/NAME/1.0.0/rgbd-SPLIT.array_record-00000-of-00002    records, each a `tf.train.Example`
+
+TFDS writes them (`data.shards`) and reads them too; here nothing in them is trusted. Every error is a ValueError of one
+line that names the file, and the key or the record.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import Shaped
+from tensorflow_datasets.proto import tf_example_pb2
+
+from marigold_jax.runtime.files import printable, read_json, regular
+
+DATASET = "rgbd"
+VERSION = "1.0.0"
+INDEX = "dataset_info.json"
+SCHEMA = "features.json"
+SMALLEST_RECORD = 40  # bytes: the header of a chunk, of which each record has its own
+LARGEST_SIDE = 2**15  # of a map in a record
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+_FOLDER = "tensorflow_datasets.core.features"
+PLACE = "featuresDict.features"
+FEATURES_DICT = f"{_FOLDER}.features_dict.FeaturesDict"
+CLASSES = {  # the classes that `data.rgbd` writes, and where the schema describes each
+    f"{_FOLDER}.text_feature.Text": ("Text", "text"),
+    f"{_FOLDER}.image_feature.Image": ("Image", "image"),
+    f"{_FOLDER}.tensor_feature.Tensor": ("Tensor", "tensor"),
+}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How one entry of a record is stored: a text, the bytes of a picture, or a compressed array (h, w, `channels`)."""
+
+    kind: str
+    dtype: str = ""
+    channels: int = 0
+
+
+FEATURES: Mapping[str, Sequence[Feature]] = {  # what a record may hold, and how
+    "name": (Feature("Text"),),
+    "rgb": (Feature("Image", "uint8", 3),),
+    "depth": (Feature("Image", "uint16", 1), Feature("Tensor", "float32", 1)),
+    "mask": (Feature("Image", "uint8", 1),),
+    "normals": (Feature("Tensor", "int16", 3),),
+}
+NEEDED = ("name", "rgb", "depth")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of records, all of which count; `ArrayRecordDataSource` reads these fields."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of a split, and the size that its index gives for them all."""
+
+    shards: tuple[Shard, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a dataset's folder says that it holds."""
+
+    features: Mapping[str, Feature]
+    splits: Mapping[str, Split]
+
+
+# ---------------------------------------------------------------------------------------------------- what is there
+
+
+def read_index(folder: Path) -> Index:
+    """Reads and checks `dataset_info.json` and `features.json`; no shard is opened."""
+    return Index(_features(folder / SCHEMA), _splits(folder / INDEX))
+
+
+def wrong(file: str | Path, key: str, wanted: str, found: object) -> ValueError:
+    """One line about a key of a file of settings."""
+    text = printable(repr(found))
+    return ValueError(f"{file}: {key}: wanted {wanted}, found {text if len(text) < 80 else text[:77] + '...'}")
+
+
+def _get(file: Path, values: Mapping[str, Any], path: str, kind: type, default: Any = None, *, under: str = "") -> Any:
+    """The value under keys "a.b", which must have this type. Without a default it must be there.
+
+    `under` says where `values` themselves are.
+    """
+    parent, _, key = path.rpartition(".")
+    found = (_get(file, values, parent, dict, under=under) if parent else values).get(key, default)
+    if not isinstance(found, kind):
+        names = {dict: "an object", list: "a list", str: "a string"}
+        raise wrong(file, under + path, names[kind], found)
+    return found
+
+
+def _whole(file: Path, key: str, value: object) -> int:
+    """A whole number; protocol buffers write those of 64 bits as strings."""
+    digits = value if isinstance(value, str) else str(value) if type(value) is int else ""
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise wrong(file, key, "a whole number", value)
+    return int(digits)
+
+
+def _features(file: Path) -> dict[str, Feature]:
+    schema = read_json(file)
+    _check_classes(file, schema)
+    features = _get(file, schema, PLACE, dict)
+    # More may be stored, and is not looked at.
+    held = [key for key in FEATURES if key in features or key in NEEDED]
+    return {key: _feature(file, key, _get(file, features, key, dict, under=f"{PLACE}.")) for key in held}
+
+
+def _check_classes(file: Path, node: dict[str, Any]) -> None:
+    """Raises ValueError for a class that is not ours. None is imported; but TFDS would, and somebody may ask it to."""
+    todo: list[object] = [node]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            for key in ("pythonClassName", "python_class_name"):
+                if key in value and value[key] not in (FEATURES_DICT, *CLASSES):
+                    names = ", ".join([FEATURES_DICT.rpartition(".")[2], *(kind for kind, _ in CLASSES.values())])
+                    raise wrong(file, key, f"a feature of TFDS ({names})", value[key])
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+
+
+def _feature(file: Path, key: str, node: Mapping[str, Any]) -> Feature:
+    under = f"{PLACE}.{key}."
+    name = _get(file, node, "pythonClassName", str, under=under)
+    kind, place = CLASSES.get(name, ("", ""))
+    known = {feature.kind: feature for feature in FEATURES[key]}
+    if kind not in known:
+        raise wrong(file, f"{under}pythonClassName", f"the class {' or '.join(known)}", name)
+    wanted = known[kind]
+    if kind in ("Image", "Tensor"):
+        dtype = _get(file, node, f"{place}.dtype", str, "uint8", under=under)
+        if dtype != wanted.dtype:
+            raise wrong(file, f"{under}{place}.dtype", repr(wanted.dtype), dtype)
+        sides = _get(file, node, f"{place}.shape.dimensions", list, under=under)
+        if list(map(str, sides)) != ["-1", "-1", str(wanted.channels)]:
+            raise wrong(file, f"{under}{place}.shape.dimensions", f"[-1, -1, {wanted.channels}]", sides)
+        if kind == "Tensor" and (encoding := node[place].get("encoding")) != "zlib":
+            raise wrong(file, f"{under}{place}.encoding", "'zlib'", encoding)
+    return wanted
+
+
+def _splits(file: Path) -> dict[str, Split]:
+    info = read_json(file)
+    for key, wanted in (("name", DATASET), ("fileFormat", "array_record")):
+        if (found := info.get(key)) != wanted:
+            raise wrong(file, key, repr(wanted), found)
+    splits = {}
+    for number, node in enumerate(_get(file, info, "splits", list, [])):
+        where = f"splits[{number}]"
+        if not isinstance(node, dict):
+            raise wrong(file, where, "an object", node)
+        name = _get(file, node, "name", str, under=f"{where}.")
+        if not name.replace("-", "_").isidentifier() or name in splits:
+            raise wrong(file, f"{where}.name", "a name of its own, of letters and digits", name)
+        if (template := node.get("filepathTemplate") or TEMPLATE) != TEMPLATE:  # it could lead out of the folder
+            raise wrong(file, f"{where}.filepathTemplate", repr(TEMPLATE), template)
+        lengths = _get(file, node, "shardLengths", list, [], under=f"{where}.")
+        counts = [_whole(file, f"{where}.shardLengths", length) for length in lengths]
+        files = (f"{DATASET}-{name}.array_record-{one:05d}-of-{len(counts):05d}" for one in range(len(counts)))
+        shards = [Shard(str(file.with_name(path)), count) for path, count in zip(files, counts, strict=True)]
+        splits[name] = Split(tuple(shards), _whole(file, f"{where}.numBytes", node.get("numBytes", 0)))
+    return splits
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+class Records:
+    """Random access to the records of a split, as they are stored: `records.read(i)`; `where(i)` names one."""
+
+    def __init__(self, folder: Path, index: Index, split: str):
+        """Raises ValueError unless all of the split's files are there, and large enough for what they are to hold."""
+        self._shards, self._features = index.splits[split].shards, index.features
+        for shard in self._shards:
+            try:
+                size = regular(shard.filename).stat().st_size
+            except FileNotFoundError:
+                raise ValueError(f"{shard.filename}: no such file; copy or prepare the dataset again") from None
+            if shard.take * SMALLEST_RECORD > size:
+                told = f"{shard.take} records that {INDEX} tells of"
+                raise ValueError(f"{shard.filename}: {size} bytes cannot hold the {told}")
+        self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
+        if not len(self):
+            raise ValueError(f"{folder / INDEX}: split {split!r} has no records")
+        self._source = ArrayRecordDataSource(self._shards)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def where(self, number: int) -> str:
+        """Names a record by the file that it is in, and its place there."""
+        shard = int(np.searchsorted(self._starts, number, "right")) - 1
+        return f"record {number - self._starts[shard]} of {Path(self._shards[shard].filename).name}"
+
+    def read(self, number: int, without: str = "") -> dict[str, Any]:
+        """Texts as str, pictures as bytes, arrays as arrays; all of the dataset's features but `without`."""
+        content = self._source[number]
+        if not content:
+            raise ValueError("is not there")
+        stored = tf_example_pb2.Example.FromString(content).features.feature
+        return {key: _READERS[kind.kind](stored, key, kind) for key, kind in self._features.items() if key != without}
+
+
+def _bytes(stored: Mapping[str, Any], key: str) -> bytes:
+    values = stored[key].bytes_list.value if key in stored else ()
+    if len(values) != 1:
+        raise ValueError(f"has {len(values) or 'no'} {key!r}, wanted one")
+    return values[0]
+
+
+def _text(stored: Mapping[str, Any], key: str, kind: Feature) -> str:
+    return _bytes(stored, key).decode()
+
+
+def _picture(stored: Mapping[str, Any], key: str, kind: Feature) -> bytes:
+    return _bytes(stored, key)
+
+
+def _array(stored: Mapping[str, Any], key: str, kind: Feature) -> Shaped[np.ndarray, "h w c"]:
+    shape = tuple(stored[f"{key}/shape"].int64_list.value) if f"{key}/shape" in stored else ()
+    if len(shape) != 3 or shape[2] != kind.channels or not all(0 < side <= LARGEST_SIDE for side in shape):
+        raise ValueError(f"{key} has the shape {shape}, wanted (height, width, {kind.channels})")
+    dtype = np.dtype(kind.dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    # No more than wanted is decompressed, whatever there is.
+    content = zlib.decompressobj().decompress(_bytes(stored, f"{key}/value"), size + 1)
+    if len(content) != size:
+        raise ValueError(f"{key} does not have the {size} bytes of its shape {shape}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+_READERS = {"Text": _text, "Image": _picture, "Tensor": _array}

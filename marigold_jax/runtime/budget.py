@@ -1,0 +1,26 @@
+"""What threads hold at the same time, kept within bounds."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Budget:
+    """Lets threads pass while all that they hold together is within `most`; what is larger than that goes alone."""
+
+    def __init__(self, most: int):
+        self._most = self._free = most
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def holding(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()

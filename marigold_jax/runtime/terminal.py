@@ -1,0 +1,52 @@
+"""What a program says never stops what it does: streams that are closed, narrow, or read by nobody any more."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TextIO
+
+from marigold_jax.runtime.files import printable
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags without the control characters that are in them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def say(line: object, stream: TextIO | None = None) -> None:
+    """Prints one line, to standard output where no stream is given. Whoever reads it may have gone away."""
+    with contextlib.suppress(OSError):
+        print(printable(line), file=stream, flush=True)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Runs a program on streams that can be written to, and returns its exit status.
+
+    `| head` and `>&-` change nothing: the program does its work, and ends without a word about it.
+    """
+    _open_streams()
+    try:
+        status = main()
+    except SystemExit as stopped:  # wrong flags, or --help
+        status = stopped.code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would tell of it when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
+
+
+def _open_streams() -> None:
+    """A stream that is closed gets the null device: the next file to be opened would take its number, and its text."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    for name, number in {"stdin": 0, "stdout": 1, "stderr": 2}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: not every terminal has every letter
