@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.runs import locate
 from marigold_jax.usage import fail
 from marigold_jax.validation import reconstruct
 from marigold_jax.weights.checkpoint import load
-from marigold_jax.weights.sources import resolve
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="whatever `predict` takes (default: the one that ships)")
     args = parser.parse_args()
     try:
-        frames, checkpoint = PreparedSplit(str(args.data_dir / args.split)), load(resolve(args.checkpoint))
+        frames, checkpoint = PreparedSplit(str(args.data_dir / args.split)), load(locate(args.checkpoint))
     except (ValueError, OSError) as error:
         fail(str(error))
     scores, _ = reconstruct(checkpoint, [frames[index] for index in range(len(frames))])

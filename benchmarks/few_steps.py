@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from marigold_jax import Marigold, compilation
 from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.runs import locate
 from marigold_jax.scoring import QUANTITIES, means, score, spread, table
 from marigold_jax.weights import checkpoint
-from marigold_jax.weights.sources import resolve
 
 
 class Row(NamedTuple):
@@ -50,7 +50,7 @@ ROWS = (
 
 
 def load(name: str, spacing: str | None) -> Marigold:
-    loaded = checkpoint.load(resolve(name))
+    loaded = checkpoint.load(locate(name))
     spaced = {} if spacing is None else {"timestep_spacing": spacing}
     return Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, **spaced}))
 

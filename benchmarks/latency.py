@@ -71,9 +71,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     arguments = parser.parse_args()
 
-    from marigold_jax.weights.sources import resolve
+    from marigold_jax.runs import locate
 
-    folder = str(resolve(arguments.checkpoint))
+    folder = str(locate(arguments.checkpoint))
     sides = (torch_side(folder, arguments.dtype, arguments.compile), jax_side(folder, arguments.dtype))
     width, height = SIZE
     y, x = np.mgrid[0:height, 0:width] / width

@@ -109,10 +109,10 @@ def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: lis
 def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
     """The checkpoint with another number of steps, and with another spacing of timesteps."""
     from marigold_jax import Marigold
+    from marigold_jax.runs import locate
     from marigold_jax.weights import checkpoint
-    from marigold_jax.weights.sources import resolve
 
-    loaded = checkpoint.load(resolve(arguments.checkpoint))
+    loaded = checkpoint.load(locate(arguments.checkpoint))
     for spacing in SPACINGS:
         pipe = Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, "timestep_spacing": spacing}))
         for count in STEPS:

@@ -12,7 +12,7 @@ checkpoint that is not on this machine is taken to be Stable Diffusion 2 in size
 (`config.data.size` is empty), pictures are Hypersim's, 480x640.
 
 Wants libtpu, the compiler: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for simulated devices, and
---target here for the GPUs (or whatever there is) of this machine.
+--target here for the GPUs (or whatever there is) of this machine. A configuration is a Python file, and is executed.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import runs, sharding
+from marigold_jax import runs, settings, sharding
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.denoising import denoise
 from marigold_jax.hardware import roofline, slices
@@ -40,6 +40,14 @@ from marigold_jax.training import make_programs, state_shapes
 from marigold_jax.usage import fail, parse
 from marigold_jax.weights.sources import local
 
+FLAGS = {
+    "config": "the configuration, a Python file, as for train; it is executed",
+    "target": f"tpu:NAME, with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here",
+}
+FURTHER = {
+    "what": "train, predict or both: which programs to compile (default: both)",
+    "dtype": "of prediction, float32 or bfloat16 (default: bfloat16); for training: config.objective.compute_dtype",
+}
 WHAT = {"train": ("train",), "predict": ("predict",), "both": ("train", "predict")}
 HYPERSIM = (480, 640)
 MIB, GIB = 2**20, 2**30
@@ -253,13 +261,10 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
 
 def define_flags() -> None:
     """Not when this file is imported: others have a flag --config too."""
-    config_flags.DEFINE_config_file("config", None, "The configuration, a Python file, as for train.", lock_config=True)
-    flags.DEFINE_string(
-        "target", None, f"tpu:NAME, with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here."
-    )
-    flags.DEFINE_enum("what", "both", list(WHAT), "Which programs to compile.")
-    flags.DEFINE_enum("dtype", "bfloat16", list(DTYPES), "Of prediction; for training: config.objective.compute_dtype.")
-    flags.mark_flags_as_required(["config", "target"])
+    config_flags.DEFINE_config_file("config", None, FLAGS["config"], lock_config=True)
+    flags.DEFINE_string("target", None, FLAGS["target"])
+    flags.DEFINE_enum("what", "both", list(WHAT), FURTHER["what"])
+    flags.DEFINE_enum("dtype", "bfloat16", list(DTYPES), FURTHER["dtype"])
 
 
 def main(argv: list[str]) -> None:
@@ -269,6 +274,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         fail(str(error), 2)
     try:
+        settings.check(flags.FLAGS.config.to_dict())
         run(flags.FLAGS.config, flags.FLAGS.target, flags.FLAGS.what, flags.FLAGS.dtype)
     except (ValueError, OSError, ImportError) as error:
         fail(str(error))
@@ -276,4 +282,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS, FURTHER))

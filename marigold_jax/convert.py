@@ -46,14 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output.exists():
         return _fail(f"{arguments.output}: exists already; name a new folder")
     # Imported late, so that --help is instant.
+    from marigold_jax.runs import locate
     from marigold_jax.weights import checkpoint
-    from marigold_jax.weights.sources import resolve
 
     started = time.perf_counter()
     try:
-        loaded = checkpoint.load(resolve(arguments.source))
+        loaded = checkpoint.load(locate(arguments.source))
         if arguments.inflate:
             loaded = checkpoint.inflate(loaded, bias=arguments.inflate)
+        if why := checkpoint.unsuitable(loaded, plain_too=True):
+            return _fail(why)
         checkpoint.save(loaded, arguments.output, arguments.to, arguments.dtype)
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))

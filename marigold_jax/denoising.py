@@ -54,11 +54,11 @@ def denoise(
     sizes: Int[Array, "n 2"],
     seed: UInt32[Array, ""],
     latents: Float[Array, "m i j z"] | None,
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w 1"] | None, Float[Array, "m i j z"]]:
+) -> tuple[Float[Array, "n y x c"], Float[Array, "n y x 1"] | None, Float[Array, "m i j z"]]:
     unet = functional.merge(program.unet, params["unet"])
     vae = functional.merge(program.vae, params["vae"])
     modality, traits = MODALITIES[program.modality], dict(program.traits)
-    n, height, width, _ = canvases.shape
+    n = len(canvases)
     ensemble_size, dtype = program.ensemble_size, canvases.dtype
 
     rgb = vae.encode(canvases)
@@ -101,7 +101,9 @@ def denoise(
             x.reshape(-1, *x.shape[2:])[:members] for x in jax.lax.map(one_chunk, tuple(map(chunked, inputs)))
         )
 
-    # Only pixels of the image count where maps are aligned or stretched, not those of the padding.
+    # Only pixels of the image count where maps are aligned or stretched, not those of the padding. A canvas whose sides
+    # are no multiples of 8 is larger than its maps.
+    _, height, width, _ = maps.shape
     rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
     mask = (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
     if ensemble_size == 1:

@@ -8,7 +8,9 @@ those are run. What we train end to end says so itself.
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from marigold_jax.runtime.typed import Between, problems
 
 Description = Mapping[str, Any]  # the scalars of model_index.json
 
@@ -28,6 +30,15 @@ OPTIONS = {
     "stretch": Option("_stretch", (False, True), "each picture's own range: depth to [0, 1], normals not clipped"),
     "x_axis": Option("_x_axis", ("right", "left"), "where the network's normals point along x; ours point right"),
 }
+# The type and range of what is read here; other keys are passed over.
+FIELDS = {
+    "_class_name": str | None,
+    "prediction_type": str | None,
+    "default_denoising_steps": Annotated[int, Between(1, 1000)] | None,
+    "default_processing_resolution": Annotated[int, Between(0, 2**14, multiple=8)] | None,
+    **dict.fromkeys(("scale_invariant", "shift_invariant", "use_full_z_range"), bool | None),
+    **{option.key: Literal[option.values] | None for option in OPTIONS.values() if option.key.startswith("_")},
+}
 SILENT = {"_noise": "gaussian", "_x0": False, "_stretch": False, "_x_axis": "right"}  # diffusers' behaviour
 PUBLISHED = {
     "StableDiffusionPipeline": {
@@ -40,6 +51,16 @@ PUBLISHED = {
 }
 # What stands in the description of what we train end to end. Its normals point right, as those it learned from.
 END_TO_END = {"_x0": True, "_stretch": True}
+
+
+def read(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The scalars of a `model_index.json` or of the same in a native checkpoint: `values` of `file`, checked.
+
+    Raises ValueError, which names the file, for a value of another type, or out of range.
+    """
+    if wrong := problems(values, FIELDS):
+        raise ValueError(f"{file}: {'; '.join(wrong)}")
+    return {key: value for key, value in values.items() if isinstance(value, str | int | float | None)}
 
 
 def complete(description: Description) -> dict[str, Any]:

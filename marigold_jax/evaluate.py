@@ -12,21 +12,29 @@ Depth is aligned to the truth (--alignment), clipped to the depths that count in
 valid pixels, in float64; scores are means over images. Normals are compared by the angle to the true ones, in degrees,
 as means over images and over all pixels together, and on prepared datasets wherever predictions have three channels.
 For every DATASET, OUTPUT_DIR gets
-    DATASET/metrics.json      the means, and the settings they were made with
+    DATASET/metrics.json      the means, the settings they were made with, and how many images were left out
     DATASET/per_sample.csv    the scores of each image
     DATASET/worst.png         the ten worst by AbsRel or mean angle: image, truth, prediction, error
     DATASET/predictions/      of a model: NAME.npy, float32 (height, width) or (height, width, 3); an interrupted run
                               goes on from here
---predictions wants NAME.npy for each image NAME of the dataset, in folders as there; a missing or broken one is an
-error, unless --allow_missing. --beside takes more such folders, for more rows of the table. --blind adds two estimators
-that never look: a constant (normals: everything faces the camera), and the mean map of the split "train".
+--predictions wants NAME.npy for each image NAME of the dataset, in folders as there, or without them where that is
+plain; a missing or broken one is an error, unless --allow_missing. NAME.npz of one array and NAME.png, 16-bit grey, are
+read as well, and what `predict` wrote: NAME_depth.npy or NAME_normals.npy, in its folders or alone. Channels may be
+first or last, axes of length 1 may be in front, and a map of another size is resized to the truth's, which is said.
+--beside takes more such folders, for more rows of the table. --blind adds two estimators that never look: a constant
+(normals: everything faces the camera), and the mean map of the split "train".
+--resize official resizes as Marigold's authors do, whose numbers the papers have: see `marigold_jax/data/geometry.py`.
 Several processes predict a share each; `marigold_jax/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import io
+import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +45,46 @@ from marigold_jax import distributed, seeds
 from marigold_jax.angles import CONVENTIONS
 from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
 from marigold_jax.data.frames import BadFrame
+from marigold_jax.data.geometry import RESIZES
+from marigold_jax.data.maps import read_map
+from marigold_jax.data.predictions import OUTPUTS
 from marigold_jax.data.resample import resize
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import transform
 from marigold_jax.description import OPTIONS, add_flags, given
 from marigold_jax.metrics import ALIGNMENTS, REMARKS
-from marigold_jax.runtime.files import read_json, write, write_json
+from marigold_jax.runtime.files import below, printable, read_json, write, write_json
 from marigold_jax.scoring import (
     QUANTITIES,
+    Judged,
     Look,
     Map,
     Quantity,
     Scores,
     Split,
+    brief,
+    draw_worst,
+    example_of,
+    insist,
+    judge,
+    left_out,
     means,
+    name_of,
     pooled,
     quantity_of,
     report,
-    score,
     spread,
     table,
+    truth_of,
 )
 
-SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "seed", "dtype", *OPTIONS)
+SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "resize", "seed", "dtype")
+SETTINGS += tuple(OPTIONS)
+# What a setting was before there was a flag for it.
+FORMER = {"resize": "diffusers"}
+SUFFIXES = (".npy", ".npz", ".png")  # of saved maps, the first that is there
+PNG_UNIT = 65535.0  # a grey PNG holds depth from 0 to 1, as `predict` writes it
+LONGEST = 200  # bytes of a file name, that its ending fits as well
 TOGETHER = 16  # images that a model is given at once
 MEAN_OF = 500  # training images in the mean map
 SEED = 1234  # the papers'
@@ -90,6 +115,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--processing_res", **number, help="longer side for the network (default: the papers', or the checkpoint's own)"
     )
+    add(
+        "--resize",
+        choices=RESIZES,
+        default="diffusers",
+        help="as diffusers does, or as the authors' own code, which made the papers' numbers (default: %(default)s)",
+    )
     add("--seed", type=seeds.flag, metavar="N", help="of the noise (default: the papers', 1234)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
     add_flags(add)
@@ -110,40 +141,69 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag} must be at least 1; got {value}")
     if arguments.predictions and arguments.checkpoint:
         parser.error("give --checkpoint or --predictions, not both")
-    for flag, folders in (("predictions", [arguments.predictions]), ("beside", arguments.beside)):
-        for folder in folders:
-            if folder and not folder.is_dir():
-                parser.error(f"--{flag} {folder} is not a folder")
+    folders = {"predictions": [arguments.predictions], "beside": arguments.beside, "data_dir": [arguments.data_dir]}
+    for flag, folder in ((flag, folder) for flag, some in folders.items() for folder in some):
+        if folder and not os.path.isdir(folder):
+            parser.error(f"--{flag} {printable(folder)} is not a folder")
+    if os.path.lexists(arguments.output_dir) and not os.path.isdir(arguments.output_dir):
+        parser.error(f"--output_dir {printable(arguments.output_dir)} is not a folder")
+    arguments.names = list(dict.fromkeys(name.strip() for name in arguments.dataset.split(",") if name.strip()))
+    try:
+        RESIZES[arguments.resize].fit((8, 8), arguments.processing_res or 0)
+        if not arguments.names:
+            raise ValueError(f"--dataset {arguments.dataset!r} names none")
+        for name in arguments.names:
+            below(arguments.output_dir, name)
+    except ValueError as error:
+        parser.error(str(error))
     return arguments
 
 
 # -------------------------------------------------------------------------------------- estimators: index to prediction
 
 
-def saved(folder: Path, split: Split) -> Look:
-    """Predictions from NAME.npy, or the name that the official inference gives: (h, w), (h, w, c) or (3, h, w)."""
+def saved(folder: Path, split: Split, unit: bool = False) -> Look:
+    """Predictions that somebody saved, or `compute`. With a `unit` that counts, PNG is refused, which has none."""
+
+    @lru_cache(maxsize=1)
+    def stems() -> Counter:
+        return Counter(Path(name_of(split, index)).stem for index in range(len(split)))
 
     def look(index: int) -> Map | None:
-        name = split.name_of(index)
-        names = [str(Path(name).with_suffix("")), *([split.protocol.official_name(name)] if split.protocol else [])]
-        found = [path for path in (folder / f"{one}.npy" for one in names) if path.exists()]
-        if not found:
-            return None
-        try:
-            return channels_last(np.load(found[0]).astype(np.float32))
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{found[0]}: not a whole .npy file of a prediction ({error})") from None
+        name = name_of(split, index)
+        place(folder, name)
+        for candidate, alone in spellings(name, split):
+            if os.path.lexists(path := folder / candidate):
+                if alone and stems()[Path(name).stem] > 1:
+                    raise ValueError(f"{printable(path)}: several images have this name, in different folders")
+                return read_map(path, png_unit=None if unit else PNG_UNIT)
+        return None
 
     return look
 
 
-def channels_last(values: np.ndarray) -> Map:
-    """Official normals have their channels first. Raises ValueError for an array that is no map."""
-    if values.ndim == 3 and len(values) == 3 and values.shape[2] != 3:
-        return values.transpose(1, 2, 0)
-    if values.ndim not in (2, 3):
-        raise ValueError(f"wanted shape (height, width) or (height, width, channels), found {values.shape}")
-    return values.reshape(*values.shape[:2], -1)
+def spellings(name: str, split: Split) -> Iterator[tuple[str, bool]]:
+    """The files, below a folder of predictions, that may hold that of an image, the first first.
+
+    The second value is True where the image's folder is left out of the name.
+    """
+    stem = str(Path(name).with_suffix(""))
+    for one in (stem, *([split.protocol.official_name(name)] if split.protocol else [])):
+        yield from ((f"{one}{suffix}", False) for suffix in SUFFIXES)
+    yield from ((f"{Path(stem).name}{suffix}", True) for suffix in SUFFIXES)
+    written = [output.name for kind in OUTPUTS if kind in split.features for output in OUTPUTS[kind]]
+    for pattern in (pattern for pattern in written if pattern.endswith(".npy") or pattern.startswith("depth_bw/")):
+        for spelling in (pattern, Path(pattern).name):
+            yield spelling.format(stem=stem), False
+            yield spelling.format(stem=Path(stem).name), True
+
+
+def place(folder: Path, name: str) -> Path:
+    """NAME.npy below the folder. Raises ValueError for a name that would leave it, or that no file can have."""
+    path = below(folder, name)
+    if max(len(os.fsencode(part)) for part in Path(name).parts) > LONGEST or len(name) > 10 * LONGEST:
+        raise ValueError(f"{brief(name)}: a name of {len(name)} characters, too long for a file")
+    return path.with_suffix(".npy")
 
 
 def in_our_axes(look: Look, factors: tuple[int, ...]) -> Look:
@@ -156,59 +216,104 @@ def in_our_axes(look: Look, factors: tuple[int, ...]) -> Look:
     return turned
 
 
-def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: list[int]) -> None:
-    """Makes the predictions of a model, where they are not in the folder yet."""
+def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: list[int]) -> dict[int, str]:
+    """Makes the predictions of a model, where they are not in the folder yet; returns why some could not be made."""
     settings = {key: getattr(arguments, key) for key in SETTINGS}
     note = folder / "settings.json"
     agree(note, settings)
-    paths = {index: folder / Path(split.name_of(index)).with_suffix(".npy") for index in indices}
+    paths, failures = places(folder, split, indices)
+    if failures and not arguments.allow_missing:
+        raise ValueError(f"{split.path}: {next(iter(failures.values()))}; --allow_missing leaves it out")
     todo = [index for index, path in paths.items() if not path.exists()]
-    if todo:
-        # JAX starts here, so that --help and a mistyped flag need not wait for it.
-        from marigold_jax import Marigold, compilation
+    if not todo:
+        return failures
+    # JAX starts here, so that --help and a mistyped flag need not wait for it.
+    from marigold_jax import Marigold, compilation
 
-        compilation.enable_cache()
-        try:
-            pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, **given(arguments))
-            pipe.sampler(arguments.denoise_steps)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(error) from None
-        if pipe.modality.name not in split.features:
-            held = " and ".join(name for name in QUANTITIES if name in split.features)
-            raise ValueError(f"{called(arguments)} estimates {pipe.modality.name}; {split.path} holds {held}")
-        write_json(note, settings)
-        with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
-            for start in range(0, len(todo), TOGETHER):
-                some = todo[start : start + TOGETHER]
-                images = {index: rgb for index in some if (rgb := photograph(split, index)) is not None}
+    compilation.enable_cache()
+    try:
+        pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, **given(arguments))
+        pipe.sampler(arguments.denoise_steps)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(error) from None
+    if pipe.modality.name not in split.features:
+        held = " and ".join(name for name in QUANTITIES if name in split.features)
+        raise ValueError(f"{called(arguments)} estimates {pipe.modality.name}; {split.path} holds {held}")
+    resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
+    write_json(note, settings)
+    with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
+        for start in range(0, len(todo), TOGETHER):
+            some, images = todo[start : start + TOGETHER], {}
+            for index in some:
+                try:
+                    rgb = example_of(split, index)["rgb"]
+                    RESIZES[arguments.resize].fit(rgb.shape[:2], resolution)
+                    images[index] = rgb
+                except BadFrame as error:
+                    failures[index] = printable(f"{error.kind}: {error.detail}")
+                except ValueError as error:
+                    failures[index] = str(error)
+            predictions = ()
+            if images:
                 predictions = pipe(
                     list(images.values()),
                     num_inference_steps=arguments.denoise_steps,
                     ensemble_size=arguments.ensemble_size,
-                    processing_resolution=arguments.processing_res,
+                    processing_resolution=resolution,
                     seed=arguments.seed,
+                    resize=arguments.resize,
                 ).prediction
-                for index, prediction in zip(images, predictions, strict=True):
-                    write(paths[index], npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
-                bar.update(len(some))
+            for index, prediction in zip(images, predictions, strict=True):
+                write(paths[index], npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
+            bar.update(len(some))
+    return failures
 
 
-def photograph(split: Split, index: int) -> np.ndarray | None:
-    """None where it cannot be read, which will be said when it is to be scored."""
-    try:
-        return split[index]["rgb"]
-    except BadFrame:
-        return None
+def places(folder: Path, split: Split, indices: list[int]) -> tuple[dict[int, Path], dict[int, str]]:
+    """The file of each image's prediction, or why there can be none."""
+    paths, failures, taken = {}, {}, {}
+    for index in indices:
+        try:
+            name = name_of(split, index)
+            path = place(folder, name)
+            if (other := taken.setdefault(path, name)) != name or path in paths.values():
+                raise ValueError(f"{brief(name)}: its prediction would overwrite that of {brief(other)}")
+            paths[index] = path
+        except BadFrame as error:
+            failures[index] = printable(f"{error.kind}: {error.detail}")
+        except ValueError as error:
+            failures[index] = str(error)
+    return paths, failures
 
 
 def agree(file: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if the predictions beside the file, which notes how they are made, were made otherwise."""
-    found = read_json(file) if file.exists() else settings
+    """Raises ValueError unless the predictions beside the file, which notes how they are made, were made so."""
+    if next(file.parent.rglob("*.npy"), None) is None:
+        return  # of a run that ended before its first prediction
+    try:
+        found = FORMER | read_json(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{error}: how the predictions beside it were made is unknown; name another --output_dir, or remove "
+            f"{printable(file.parent)}"
+        ) from None
     changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found.get(key) != value]
     if changed:
         raise ValueError(
             f"{file.parent} holds predictions made otherwise ({'; '.join(changed)}): name another --output_dir"
         )
+
+
+def explained(look: Look, failures: dict[int, str]) -> Look:
+    """The same, but where no prediction could be made, it is known why."""
+
+    def with_reason(index: int) -> Map | None:
+        prediction = look(index)
+        if prediction is None and index in failures:
+            raise ValueError(failures[index])
+        return prediction
+
+    return with_reason
 
 
 def blind(train: PreparedSplit, split: Split, quantity: Quantity) -> dict[str, Look]:
@@ -219,12 +324,13 @@ def blind(train: PreparedSplit, split: Split, quantity: Quantity) -> dict[str, L
     if quantity.name not in train.features:
         raise ValueError(f"--blind: {train.path} holds no {quantity.name}")
     picks = spread(train, MEAN_OF)
-    options = {"size": train[0]["mask"].shape[:2], "flip": False, "antialias": True, "far_fill": True}
-    mean = sum(transform(train[index], **options)[quantity.sample] for index in picks) / np.float32(len(picks))
+    options = {"size": example_of(train, 0)["mask"].shape[:2], "flip": False, "antialias": True, "far_fill": True}
+    mean = sum(transform(example_of(train, index), **options)[quantity.sample] for index in picks)
+    mean = mean / np.float32(len(picks))
     constant = np.float32(quantity.constant)
     return {
-        "constant": lambda index: np.broadcast_to(constant, split[index][quantity.name].shape),
-        "mean map": lambda index: resize(mean, split[index]["mask"].shape[:2], "bilinear", antialias=False),
+        "constant": lambda index: np.broadcast_to(constant, truth_of(split, index)[quantity.name].shape),
+        "mean map": lambda index: resize(mean, truth_of(split, index)["mask"].shape[:2], "bilinear", antialias=False),
     }
 
 
@@ -250,15 +356,17 @@ def evaluate(arguments: argparse.Namespace, name: str, index: int = 0, count: in
         split = PreparedSplit(str(arguments.data_dir / name / arguments.split))
         arguments = with_defaults(arguments, seed=SEED)  # at the checkpoint's own resolution
     indices = spread(split, arguments.limit)
-    folder = arguments.output_dir / name
+    folder = below(arguments.output_dir, name)
     train = PreparedSplit(str(arguments.data_dir / name / "train")) if arguments.blind else None
+    failures = {}
     if not arguments.predictions:
-        compute(arguments, folder / "predictions", split, indices[index::count])
+        failures = compute(arguments, folder / "predictions", split, indices[index::count])
         if count > 1:
             distributed.wait_for_all(f"{name} predicted")
     if index:
         return ""
-    look = saved(arguments.predictions or folder / "predictions", split)
+    metric = arguments.alignment == "none"
+    look = explained(saved(arguments.predictions or folder / "predictions", split, metric), failures)
     quantity = quantity_of(look, split, indices)
     arguments = with_defaults(arguments, alignment=quantity.alignments[0])
     if arguments.alignment not in quantity.alignments:
@@ -267,24 +375,47 @@ def evaluate(arguments: argparse.Namespace, name: str, index: int = 0, count: in
         if quantity.name != "normals":
             raise ValueError(f"--normals_convention: {name} is scored on {quantity.name}")
         look = in_our_axes(look, CONVENTIONS[arguments.normals_convention])
-    estimators = blind(train, split, quantity) if train else {}
-    estimators |= {str(other): saved(other, split) for other in arguments.beside}
-    rows = []
-    for title, estimator in {**estimators, called(arguments): look}.items():
-        scores = score(estimator, split, indices, arguments.alignment, arguments.allow_missing, quantity)
-        mean = means(scores)
-        together = pooled(estimator, split, list(scores), arguments.alignment, quantity)
-        rows.append([name, title, len(scores), *mean.values()])
-        if together:
-            rows.append([name, f"{title}, all pixels together", len(scores), *together.values()])
+
+    def rows_of(title: str, estimator: Look) -> tuple[list[list[Any]], list[str], Judged, dict[str, Any]]:
+        """The rows of an estimator in the table, what is to be said of it, and its scores."""
+        judged = judge(estimator, split, indices, arguments.alignment, quantity)
+        insist(judged, split, arguments.allow_missing)
+        summary = means(judged.scores)
+        together = pooled(estimator, split, list(judged.scores), arguments.alignment, quantity)
+        rows = [[name, title, len(judged.scores), *summary.values()]]
+        rows += [[name, f"{title}, all pixels together", len(judged.scores), *together.values()]] if together else []
+        left, said = len(indices) - len(judged.scores), []
+        if left:
+            said.append(f"{title}: {left} of {len(indices)} images are left out: {left_out(judged)}")
+        if judged.resized:
+            said.append(
+                f"{title}: {judged.resized} of {len(judged.scores)} predictions were resized to the truth's size"
+            )
+        return rows, said, judged, summary | ({"all_pixels": together} if together else {})
+
+    # First what was asked for, so that nothing beside it can cost its scores; in the table it is the last.
+    last, said, judged, summary = rows_of(called(arguments), look)
     remark = REMARKS.get(arguments.alignment)
-    settings = {key: value for key, value in vars(arguments).items() if key != "output_dir"}
-    summary = {"images": len(scores), **mean} | ({"all_pixels": together} if together else {})
-    summary |= {"settings": settings} | ({"remark": remark} if remark else {})
-    report(folder, split, look, scores, summary, arguments.alignment, quantity)
-    lines = [table(["dataset", "estimator", "images", *quantity.metrics], rows)]
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("output_dir", "names")}
+    counts = {"unusable": len(judged.unusable), "without_valid_pixels": judged.blank}
+    whole = {"images": len(judged.scores), **summary, "left_out": counts, "resized": judged.resized}
+    whole |= {"settings": settings} | ({"remark": remark} if remark else {})
+    report(folder, split, judged.scores, whole, quantity)
+    try:
+        draw_worst(folder / "worst.png", split, look, judged.scores, arguments.alignment, quantity)
+    except Exception as error:  # the scores stand, whatever keeps the picture from being drawn
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"evaluate: {folder / 'worst.png'}: not drawn: {printable(reason)}", file=sys.stderr)
+    estimators = blind(train, split, quantity) if train else {}
+    estimators |= {str(other): saved(other, split, metric) for other in arguments.beside}
+    rows = []
+    for title, estimator in estimators.items():
+        more, remarks, *_ = rows_of(title, estimator)
+        rows, said = rows + more, said + remarks
+    lines = [table(["dataset", "estimator", "images", *quantity.metrics], rows + last), *said]
     lines += [f"{arguments.alignment}: {remark}"] if remark else []
-    lines += [comparison(name, protocol, arguments, len(scores), together or mean, quantity)] if protocol else []
+    best = summary.pop("all_pixels", None) or summary
+    lines += [comparison(name, protocol, arguments, len(judged.scores), best, quantity)] if protocol else []
     return "\n".join(lines)
 
 
@@ -325,23 +456,44 @@ def comparison(
     if not rows:
         return f"{name}: no published scores are known here"
     text = table(["dataset", "published", *quantity.headline, *(f"here, {key}" for key in quantity.headline)], rows)
-    return "\n".join([text, *NOTES.get(quantity.name, [])])
+    resizing = ["Predicted at diffusers' sizes; the papers' numbers were made with --resize official."]
+    mine = resizing if not arguments.predictions and arguments.resize != "official" else []
+    return "\n".join([text, *NOTES.get(quantity.name, []), *mine])
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    status, tables = 0, []
     try:
         index, count = distributed.start()
-        tables = [evaluate(arguments, name, index, count) for name in arguments.dataset.split(",")]
+        for name in arguments.names:
+            try:
+                tables.append(evaluate(arguments, name, index, count))
+            except (ValueError, OSError, BadFrame, RuntimeError) as error:
+                status = complain(error)
+                if count > 1:
+                    break  # the other processes wait for this one
     except (ValueError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+        return complain(error)
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    if index == 0:
+    if index == 0 and tables:
         print("\n\n".join(tables))
-    return 0
+    return status
+
+
+def complain(error: Exception) -> int:
+    """Says in one line what went wrong; returns the exit status. Raises what is no fault of the input's."""
+    message = " ".join(str(error).split())
+    if isinstance(error, BadFrame):
+        message = f"{error.kind}: {error.detail}"
+    if isinstance(error, RuntimeError):
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise error
+        message = "out of device memory: lower --processing_res, or use --dtype bfloat16"
+    print(f"evaluate: {printable(message)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

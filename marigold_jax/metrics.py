@@ -17,6 +17,14 @@ SMALLEST_DISPARITY = 1e-3  # 1 / metres
 SMALLEST_DEPTH = 1e-6  # what is aligned to less is taken to be this: depth is positive
 FARTHEST = 1e3  # metres: what a robust fit may make of a prediction far outside of what it was fitted to
 RANSAC_PAIRS, RANSAC_JUDGES, RANSAC_SEED = 1000, 4096, 0
+ALL_PAIRS_OF = 40  # points, of which all pairs are tried: 780
+FEWEST_TO_VOTE = 5  # points; of fewer, none is an outlier
+VOTE, OUTLIER = (
+    2.5,
+    4.0,
+)  # standard deviations that a point may lie off the line that is voted for, and off the last one
+ROUNDS = 10  # of fitting again; it ends by itself after two or three
+TOLERANCE = 0.01  # of the median absolute deviation of the values: no point that near to the line is an outlier
 
 
 def _dot(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
@@ -40,6 +48,58 @@ def align_least_squares(
     variance = _dot(x, x)
     scale = _dot(x, y - y_mean) / variance if variance > 0 else 0.0
     return float(scale), float(y_mean - scale * x_mean)
+
+
+def fit_robustly(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float, Bool[np.ndarray, " n"]]:
+    """Returns scale and shift of the line y = scale · x + shift, and the points that it was fitted to: no outliers.
+
+    The least median of squares (P. Rousseeuw, JASA 79, 1984): of lines through two points, that with the smallest
+    median residual, which nearly half of the points cannot change. All pairs of at most `ALL_PAIRS_OF` points are
+    tried, `RANSAC_PAIRS` of more, judged at `RANSAC_JUDGES` points; the draws are the same every time. The points near
+    it are fitted by least squares, and so are those near that line, until nothing changes. Without outliers it is the
+    least-squares line of all points. Raises ValueError where there are no points.
+    """
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    every = np.ones(x.shape, bool)
+    scale, shift = align_least_squares(x, y, every)
+    if x.size < FEWEST_TO_VOTE or x.min() == x.max():
+        return scale, shift, every
+    one, other, judges = _pairs(x.size)
+    one, other = one[x[one] != x[other]], other[x[one] != x[other]]
+    scales = (y[one] - y[other]) / (x[one] - x[other])
+    shifts = y[one] - scales * x[one]
+    medians = [
+        _upper_median(np.abs(scale * x[judges] + shift - y[judges]))
+        for scale, shift in zip(scales, shifts, strict=True)
+    ]
+    if medians:  # or no pair that was drawn differs
+        best = int(np.argmin(medians))
+        scale, shift = scales[best], shifts[best]
+    residuals = np.abs(scale * x + shift - y)
+    floor = TOLERANCE * np.median(np.abs(y - np.median(y))) + 1e-9 * np.abs(y).max()
+    few = 1 + 5 / (x.size - 2) + 50 / (x.size - 2) ** 3  # three of five are near some line by chance
+    near = residuals <= max(VOTE * few * 1.4826 * _upper_median(residuals), floor)
+    for _ in range(ROUNDS):
+        scale, shift = align_least_squares(x, y, near)
+        residuals = np.abs(scale * x + shift - y)
+        deviation = np.sqrt(np.sum(residuals[near] ** 2) / max(np.count_nonzero(near) - 2, 1))
+        before, near = near, residuals <= max(OUTLIER * few * deviation, floor)
+        if np.array_equal(before, near):
+            break
+    return *align_least_squares(x, y, near), near
+
+
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of one and the other point of each pair, and of the points that judge."""
+    if count <= ALL_PAIRS_OF:
+        return *np.triu_indices(count, 1), np.arange(count)
+    random = np.random.default_rng(RANSAC_SEED)
+    return *random.integers(count, size=(2, RANSAC_PAIRS)), random.choice(count, min(count, RANSAC_JUDGES), False)
+
+
+def _upper_median(values: Float64[np.ndarray, " n"]) -> float:
+    """More than half of the values are at most that."""
+    return np.partition(values, len(values) // 2)[len(values) // 2]
 
 
 def align(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from marigold_jax.ensemble import ensemble_depth, ensemble_normals
+from marigold_jax.gradients import length
 
 Traits = Mapping[str, Any]  # the scalars of model_index.json
 
@@ -31,6 +32,7 @@ class Modality:
         merge: members (e, h, w, channels) and the mask of pixels that count, to the prediction (h, w, channels) and its
             uncertainty (h, w, 1).
         finish: on the host, after resizing (h, w, channels): back into the range that the prediction promises.
+        clip: in its place, where what resizing made of a prediction is to stay: nothing but that.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Modality:
     alone: Callable[[Array, Array, Traits], Array]
     merge: Callable[..., tuple[Array, Array]]
     finish: Callable[[np.ndarray], np.ndarray]
+    clip: Callable[[np.ndarray], np.ndarray]
 
 
 def _depth_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Float[Array, "b h w 1"]:
@@ -74,8 +77,7 @@ def _normals_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Flo
         normals = normals.at[..., 0].multiply(-1)
     if not traits["use_full_z_range"]:
         normals = normals * jnp.asarray([1, 1, 0.5]) + jnp.asarray([0, 0, 0.5])
-    length = jnp.linalg.norm(normals, axis=-1, keepdims=True)
-    return normals / jnp.maximum(length, 1e-6)
+    return normals / jnp.maximum(length(normals), 1e-6)
 
 
 def _merge_normals(
@@ -98,6 +100,7 @@ MODALITIES = {
         _alone_depth,
         _merge_depth,
         lambda depth: np.clip(depth, 0, 1),  # bicubic resizing overshoots
+        lambda depth: np.clip(depth, 0, 1),
     ),
     "normals": Modality(
         "normals",
@@ -107,6 +110,7 @@ MODALITIES = {
         lambda normals, mask, traits: normals,
         _merge_normals,
         _unit_length,
+        lambda normals: np.clip(normals, -1, 1),
     ),
 }
 

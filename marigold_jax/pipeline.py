@@ -18,21 +18,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from marigold_jax import seeds
-from marigold_jax.data.geometry import fit, from_canvas, to_canvas
+from marigold_jax.data.geometry import RESIZES, fit
 from marigold_jax.data.images import canonical
 from marigold_jax.denoising import Program, denoise
-from marigold_jax.description import complete, override
+from marigold_jax.description import PUBLISHED, Description, complete, override
 from marigold_jax.modality import Modality, modality_of, says_otherwise
+from marigold_jax.runs import locate
 from marigold_jax.runtime.files import printable
 from marigold_jax.samplers import SamplerTable, sampler_table
 from marigold_jax.weights import checkpoint as checkpoints
-from marigold_jax.weights.sources import resolve, resolve_vae
+from marigold_jax.weights.sources import resolve_vae
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
-DEFAULT_STEPS = {"leading": 10, "trailing": 4, "LCMScheduler": 1}
+DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
 DEFAULT_RESOLUTION = 768
 # UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
 DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
@@ -67,16 +68,16 @@ class Marigold:
     def __init__(self, checkpoint: checkpoints.Checkpoint):
         unet, vae = checkpoint.unet, checkpoint.vae
         latent = vae.config.latent_channels
-        if (unet.config.in_channels, unet.config.out_channels) != (2 * latent, latent):
-            raise ValueError(
-                f"{checkpoint.folder}: the UNet maps {unet.config.in_channels} to {unet.config.out_channels} channels, "
-                f"wanted {2 * latent} to {latent}. Plain Stable Diffusion must be fine-tuned first"
-            )
-        description = complete(checkpoint.description)
-        self.modality: Modality = modality_of(description)
+        if why := checkpoints.unsuitable(checkpoint):
+            raise ValueError(why)
+        try:
+            description = complete(checkpoint.description)
+            self.modality: Modality = modality_of(description)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
         self.noise: str = description["_noise"]
         self.final_x0: bool = description["_x0"]
-        self.scheduler = checkpoint.scheduler
+        self.scheduler = self._scheduler(checkpoint, description)
         self.downsampling: int = vae.config.downsampling
         self.latent_channels: int = latent
         self.structures = (unet.structure, vae.structure)
@@ -88,6 +89,28 @@ class Marigold:
         self.default_denoising_steps: int = description.get("default_denoising_steps") or by_sampler
         resolution = description.get("default_processing_resolution")
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
+
+    @staticmethod
+    def _scheduler(checkpoint: checkpoints.Checkpoint, description: Description) -> Mapping[str, Any]:
+        """The checkpoint's own scheduler, which must be one that runs here; ValueError, which names the folder, if not.
+
+        Authors of published end-to-end checkpoints force trailing timesteps on whatever their files say: with leading
+        ones a single step would be asked for the cleanest timestep, and not for the noisiest.
+        """
+        scheduler = checkpoint.scheduler
+        if description.get("_class_name") in PUBLISHED and scheduler.get("timestep_spacing") != "trailing":
+            found = scheduler.get("timestep_spacing", "absent")
+            logger.warning(
+                "%s: timestep_spacing is %s, taking trailing, as the authors of end-to-end checkpoints do",
+                checkpoint.folder,
+                found,
+            )
+            scheduler = {**scheduler, "timestep_spacing": "trailing"}
+        try:
+            sampler_table(scheduler, 1)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
+        return scheduler
 
     @classmethod
     def from_pretrained(
@@ -126,9 +149,9 @@ class Marigold:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
-        checkpoint = checkpoints.load(resolve(name_or_path, revision), DTYPES[dtype])
+        checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
-            checkpoint = checkpoints.with_vae(checkpoint, resolve_vae(vae), DTYPES[dtype])
+            checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         if (said := says_otherwise(checkpoint.description, modality)) is not None:
             folder = printable(checkpoint.folder)
             logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
@@ -152,6 +175,7 @@ class Marigold:
         output_uncertainty: bool = False,
         output_latent: bool = False,
         bucket: int = 8,
+        resize: str = "diffusers",
     ) -> MarigoldOutput:
         """Predict for one image or many.
 
@@ -173,6 +197,7 @@ class Marigold:
             output_latent: also the denoised latents.
             bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
                 that a mixed folder needs few compilations.
+            resize: "official" resizes as Marigold's authors do (see `data.geometry`), bilinear, with no bucket.
 
         Raises:
             ValueError: an argument or an image that cannot be used.
@@ -187,14 +212,20 @@ class Marigold:
         if bucket % self.downsampling:
             raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
         resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
-        geometries = [fit(picture.shape[:2], resolution, bucket) for picture in pictures]
+        if resize not in RESIZES or (bucket != 8 and resize != "diffusers"):
+            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
+        rule = RESIZES[resize]
+        geometries = [
+            fit(picture.shape[:2], resolution, bucket) if bucket != 8 else rule.fit(picture.shape[:2], resolution)
+            for picture in pictures
+        ]
         batch_size = batch_size or default_batch_size()
         together = max(1, batch_size // ensemble_size)
 
         runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
         for indices in _groups([geometry.canvas for geometry in geometries], together):
             raw = self.run(
-                np.stack([to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
+                np.stack([rule.to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
                 np.asarray([geometries[i].resized for i in indices]),
                 num_inference_steps,
                 ensemble_size,
@@ -210,9 +241,10 @@ class Marigold:
         for i, geometry in enumerate(geometries):
             raw, place = runs[i]
             to_image = functools.partial(
-                from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+                rule.from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
             )
-            predictions.append(self.modality.finish(to_image(np.asarray(raw.prediction[place]))))
+            prediction = to_image(np.asarray(raw.prediction[place]))
+            predictions.append(self.modality.finish(prediction) if rule.restore else self.modality.clip(prediction))
             if output_uncertainty:
                 uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
             if output_latent:

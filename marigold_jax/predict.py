@@ -22,7 +22,10 @@ Depth is affine-invariant: it orders what is near and far, up to one scale and o
 the distance of a few points gives them with --align_to DIR, one file for each picture:
     NAME.csv    lines of column, row, metres; pixels count from 0 at the top left
     NAME.npy    (height, width) in metres, NaN or 0 where unknown; or NAME.png, 16-bit, in millimetres
-The scale and shift that fit best give depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl.
+A map may have another size than the picture. The scale and shift that fit best, outliers left out, give
+depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl with the number of points and of inliers, and
+the residual: the mean error at these, as a share of the depth. Where more than a tenth of the points are outliers, or
+the residual is larger than a tenth, a line says so.
 
 What a checkpoint does not say of itself can be said here: an end-to-end fine-tuned one as its authors publish them has
 no word on --modality, which is read off its name where that speaks of depth or normals. The rest such a one needs
@@ -63,10 +66,11 @@ from marigold_jax.data.predictions import (
     sources,
     too_long,
 )
-from marigold_jax.data.references import read_reference, to_metres
+from marigold_jax.data.references import doubt, read_reference, to_metres
 from marigold_jax.description import add_flags, given
 from marigold_jax.runtime import terminal
 from marigold_jax.runtime.budget import Budget
+from marigold_jax.runtime.files import printable
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone
@@ -225,7 +229,7 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
             continue  # another process's
         if first is not path:  # one path for two pictures, by links
             journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
-        elif problem := too_long(wanted, folder, name_of[path]):
+        elif problem := too_long(wanted, name_of[path]):
             journal.failed(path, problem)
         elif arguments.skip_existing and exist(wanted, folder, name_of[path], path, made):
             journal.skipped()
@@ -277,8 +281,10 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
                 maps["prediction"] = pipe.modality.finish(maps["prediction"])
                 size = maps["prediction"].shape[:2]
                 if arguments.align_to:
-                    reference = read_reference(arguments.align_to, name_of[path], geometry.original)
+                    reference = read_reference(arguments.align_to, name_of[path], geometry.original, journal.say)
                     maps["metres"], fit = to_metres(maps["prediction"], *reference)
+                    if remark := doubt(fit):
+                        journal.say(f"{printable(path)}: {remark}")
                 files = save_all(wanted, maps, arguments.color_map, folder, name_of[path])
                 del maps
         except OSError as error:

@@ -2,19 +2,23 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
+from marigold_jax.runtime.files import append_lines, regular, write
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+FEW = 10  # numbers in a message
 
 
 def flops_counter(function: Callable) -> Callable[..., float]:
@@ -35,6 +39,17 @@ def flops_counter(function: Callable) -> Callable[..., float]:
     return count
 
 
+@contextlib.contextmanager
+def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Tells how far something is that takes a while: a bar on a terminal, one line elsewhere. Yields `done(count)`."""
+    speaks = jax.process_index() == 0
+    if speaks and not sys.stderr.isatty():
+        print(f"{what} {total} {unit}", flush=True)
+    options = {"desc": what, "unit": f" {unit}", "leave": False, "disable": None if speaks else True}
+    with tqdm(total=total, **options) as bar:
+        yield bar.update
+
+
 class Progress:
     """Writes one record a logged step. Only the process that is to `speak` should have one that does.
 
@@ -49,7 +64,7 @@ class Progress:
 
             self._file = _continue(workdir / METRICS, first)
             self._events = SummaryWriter(str(workdir / EVENTS), purge_step=first + 1)
-            if first:
+            if 0 < first < last:
                 print(f"continuing after step {first}", flush=True)
 
     def record(self, step: int, metrics: Mapping[str, Any], flops_per_step: float = 0.0) -> None:
@@ -64,7 +79,9 @@ class Progress:
         if self.speak:
             # JSON knows no NaN.
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-            self._file.write(json.dumps({"step": step} | finite).encode() + b"\n")
+            line = memoryview(json.dumps({"step": step} | finite).encode() + b"\n")
+            while line:  # on a full disk, first less is written than was asked for, and then nothing, with an error
+                line = line[self._file.write(line) :]
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
             self._events.flush()
@@ -77,8 +94,13 @@ class Progress:
             self._events.add_image(name, image, step, dataformats="HWC")
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside is not training, and does not count as slow training."""
+    def paused(self, pending: Any) -> Iterator[None]:
+        """What happens inside is not training, and does not count as slow training.
+
+        `pending`: what the devices are still computing for the last step. They are waited for first: otherwise the rest
+        of the step would pass while the clock stands, and the step would seem faster than it is.
+        """
+        jax.block_until_ready(pending)
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
@@ -103,13 +125,29 @@ class Progress:
         return "  ".join(parts)
 
 
-def _continue(file: Path, step: int):
-    """The file, open for appending, without the lines after `step` and without one that a kill cut short."""
-    kept = []
-    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
-        if line.endswith(b"\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(b"".join(kept))
-    partial.replace(file)
-    return open(file, "ab", buffering=0)  # a line is written at once or not at all
+def _continue(file: Path, step: int) -> BinaryIO:
+    """The file, open for appending, without the records after `step`, and without lines that are none.
+
+    A kill or a full disk may have cut a line short, and the next one may have run on from it.
+    """
+    kept, broken = [], []
+    lines = regular(file).read_bytes().splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        if (found := _step_of(line)) is None:
+            broken.append(number)
+        elif found <= step:
+            kept.append(line + b"\n")
+    if broken:
+        where = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
+        print(f"{file}: dropping {len(broken)} line(s) that cannot be read as records: {where}", flush=True)
+    write(file, b"".join(kept))
+    return append_lines(file)  # a line is written at once or not at all
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step that a record is of; None for what is no record."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):  # not text, not JSON, no object, without a step
+        return None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

@@ -11,11 +11,13 @@ agree to 1e-6 relative. With zero terminal SNR, ᾱ agrees to 1e-6 absolute; its
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int
+
+from marigold_jax.runtime.typed import Between, problems, shown
 
 # What diffusers assumes where a scheduler_config.json is silent.
 _DDIM_DEFAULTS = {
@@ -49,8 +51,31 @@ _DEFAULTS = {
     "PNDMScheduler": _DDIM_DEFAULTS,
     "LCMScheduler": _LCM_DEFAULTS,
 }
-# A config keeps the keys of whichever scheduler first wrote it, so every class meets the keys of the others.
-_KNOWN_KEYS = {*_LCM_DEFAULTS, "variance_type", "skip_prk_steps"}
+_Beta = Annotated[float, Between(0, 1000)]
+_Steps = Annotated[int, Between(1, 10**5)]
+# The type and range of every key. A config keeps the keys of whichever scheduler first wrote it, so every class meets
+# the keys of the others.
+FIELDS = {
+    "num_train_timesteps": _Steps,
+    "beta_start": _Beta,
+    "beta_end": _Beta,
+    "beta_schedule": str,
+    "trained_betas": Annotated[tuple[_Beta, ...], Between(1, 10**5)] | None,
+    "clip_sample": bool,
+    "clip_sample_range": float,
+    "set_alpha_to_one": bool,
+    "steps_offset": Annotated[int, Between(0, 10**5)],
+    "prediction_type": str,
+    "thresholding": bool,
+    "dynamic_thresholding_ratio": float,
+    "sample_max_value": float,
+    "timestep_spacing": str,
+    "rescale_betas_zero_snr": bool,
+    "original_inference_steps": _Steps,
+    "timestep_scaling": Annotated[float, Between(1e-6, 1e6)],
+    "variance_type": str | None,
+    "skip_prk_steps": bool,
+}
 
 _BETAS = {
     "linear": lambda start, end, count: np.linspace(start, end, count, dtype=np.float64),
@@ -72,18 +97,26 @@ def read_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     start with an underscore are bookkeeping and pass through unread, except `_class_name`.
 
     Raises:
-        ValueError: the class is none of DDIM, DDPM, PNDM and LCM, or a key belongs to none of the four.
+        ValueError: the class is none of DDIM, DDPM, PNDM and LCM, a key belongs to none of the four, or a value is of
+            another type or out of range.
     """
     class_name = config.get("_class_name")
-    if class_name not in _DEFAULTS:
+    if not isinstance(class_name, str) or class_name not in _DEFAULTS:
         raise ValueError(
-            f"scheduler config: _class_name is {class_name!r}, expected one of {sorted(_DEFAULTS)}; "
+            f"scheduler config: _class_name is {shown(class_name)}, expected one of {sorted(_DEFAULTS)}; "
             "save the scheduler as one of these"
         )
-    unknown = sorted(key for key in config if key not in _KNOWN_KEYS and not key.startswith("_"))
+    unknown = unknown_keys(config)
     if unknown:
-        raise ValueError(f"scheduler config: unknown keys {unknown}, expected among {sorted(_KNOWN_KEYS)}; remove them")
+        raise ValueError(f"scheduler config: unknown keys {unknown}, expected among {sorted(FIELDS)}; remove them")
+    if wrong := problems(config, FIELDS):
+        raise ValueError(f"scheduler config: {'; '.join(wrong)}")
     return {**_DEFAULTS[class_name], **config}
+
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys that belong to none of the four schedulers, in order."""
+    return sorted(key for key in config if key not in FIELDS and not key.startswith("_"))
 
 
 def _alphas_cumprod(options: Mapping[str, Any]) -> Float64[np.ndarray, " timesteps"]:
@@ -94,7 +127,7 @@ def _alphas_cumprod(options: Mapping[str, Any]) -> Float64[np.ndarray, " timeste
         betas = _BETAS[options["beta_schedule"]](options["beta_start"], options["beta_end"], count)
     else:
         raise ValueError(
-            f"scheduler config: beta_schedule is {options['beta_schedule']!r}, expected one of {sorted(_BETAS)}; "
+            f"scheduler config: beta_schedule is {shown(options['beta_schedule'])}, expected one of {sorted(_BETAS)}; "
             "other schedules can be given as trained_betas"
         )
     if count < 2 or betas.shape != (count,) or not np.all((betas > 0) & (betas <= 1)):
@@ -106,6 +139,11 @@ def _alphas_cumprod(options: Mapping[str, Any]) -> Float64[np.ndarray, " timeste
     if options["rescale_betas_zero_snr"]:
         # Algorithm 1 of arXiv 2305.08891: √ᾱ is shifted so that it ends at 0, then stretched to keep its beginning.
         signal = np.sqrt(alphas_cumprod)
+        if signal[0] == signal[-1]:
+            raise ValueError(
+                "scheduler config: rescale_betas_zero_snr=True, but the betas add no noise that could be rescaled; "
+                "check beta_start, beta_end and trained_betas"
+            )
         alphas_cumprod = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
     return alphas_cumprod
 
@@ -146,7 +184,7 @@ class NoiseSchedule:
         options = read_scheduler_config(config)
         if options["prediction_type"] not in _PREDICTIONS:
             raise ValueError(
-                f"scheduler config: prediction_type is {options['prediction_type']!r}, expected one of "
+                f"scheduler config: prediction_type is {shown(options['prediction_type'])}, expected one of "
                 f"{sorted(_PREDICTIONS)}; name what the network was trained to predict"
             )
         return cls(_alphas_cumprod(options), options["prediction_type"])

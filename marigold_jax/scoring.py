@@ -19,13 +19,15 @@ from marigold_jax.angles import ANGLE_METRICS, angle_scores, angular_errors, poo
 from marigold_jax.data import panels
 from marigold_jax.data.benchmarks import OfficialSplit, fitted_columns
 from marigold_jax.data.frames import BadFrame
+from marigold_jax.data.maps import check_shape, stretched
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.metrics import ALIGNMENTS, METRICS, SMALLEST_DEPTH, depth_scores
-from marigold_jax.runtime.files import write
+from marigold_jax.runtime.files import printable, write
 
 Map = Float[np.ndarray, "h w c"]
 Valid = Bool[np.ndarray, "h w 1"]
-Look = Callable[[int], Map | None]  # the prediction for image number i of a split; None where it is missing
+# The prediction for image number i of a split: None where it is missing, ValueError in one line where it is broken.
+Look = Callable[[int], Map | None]
 Split = PreparedSplit | OfficialSplit
 Example = dict[str, np.ndarray]
 Scores = dict[str, float]
@@ -51,6 +53,7 @@ class Quantity:
         measure: an aligned prediction, the truth and the valid pixels, to the scores.
         pool: what papers report in place of means over images, if they do: a function that applies its argument to
             (aligned prediction, truth, valid pixels) of each image, to the scores.
+        restore: after resizing, back to what a prediction is.
         panel: draws images, truths, aligned predictions and valid pixels.
         sample: what is averaged over a training set, a key of `data.transforms.transform`'s samples.
         constant: a prediction, the same at every pixel, of somebody who does not look.
@@ -65,6 +68,7 @@ class Quantity:
     valid: Callable[[Example], Valid]
     measure: Callable[[Map, Map, Valid], Scores]
     pool: Callable[[Callable], Scores] | None
+    restore: Callable[[Map], Map]
     panel: Callable[..., np.ndarray]
     sample: str
     constant: tuple[float, ...]
@@ -88,6 +92,7 @@ QUANTITIES = {
         valid=lambda example: example["mask"],
         measure=lambda *maps: depth_scores(*maps, list(METRICS)),
         pool=None,
+        restore=lambda depth: depth,
         panel=panels.depth_panel,
         sample="target",
         constant=(1.0,),
@@ -103,6 +108,7 @@ QUANTITIES = {
         valid=lambda example: example["mask"] & example["normals"].any(axis=-1, keepdims=True),
         measure=lambda *maps: angle_scores(angular_errors(*maps)),
         pool=lambda each: pooled_angle_scores(lambda function: each(lambda *maps: function(angular_errors(*maps)))),
+        restore=lambda normals: normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), np.float32(1e-6)),
         panel=panels.normals_panel,
         sample="normals",
         constant=(0.0, 0.0, 1.0),  # every surface faces the camera
@@ -117,7 +123,12 @@ def quantity_of(look: Look, split: Split, indices: Sequence[int]) -> Quantity:
     Raises ValueError where the dataset does not hold that.
     """
     held = [quantity for quantity in QUANTITIES.values() if quantity.name in split.features]
-    first = next((prediction for index in indices if (prediction := look(index)) is not None), None)
+    first = None
+    for index in indices:
+        with contextlib.suppress(ValueError, BadFrame):  # broken, which is said when it is to be scored
+            first = look(index)
+        if first is not None:
+            break
     fitting = held if first is None else [one for one in held if one.channels == first.shape[-1]]
     if not fitting:
         wanted = " or ".join(f"{one.name} ({one.channels})" for one in held)
@@ -144,6 +155,68 @@ def each(function: Callable[[int], Any], indices: Sequence[int], doing: str) -> 
             raise
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What came of some images: the `scores` by their number, one line for each that is `unusable`, how many are
+    `blank` (no pixel of the truth is valid), and how many predictions were `resized`."""
+
+    scores: dict[int, Scores]
+    unusable: list[str]
+    blank: int
+    resized: int
+
+
+def judge(look: Look, split: Split, indices: Sequence[int], alignment: str, quantity: Quantity = DEPTH) -> Judged:
+    """Scores every image that can be."""
+
+    def one(index: int) -> tuple[Scores | None, str | None, bool]:
+        """The scores of an image, None where no pixel is valid; or why there are none; and whether it was resized."""
+        name = str(index)
+        try:
+            name = name_of(split, index)
+            prediction = look(index)
+            if prediction is None:
+                return None, f"the prediction for {brief(name)} is missing", False
+            example = truth_of(split, index)
+            truth, valid = example[quantity.name], quantity.valid(example)
+            resized = prediction.shape[:2] != truth.shape[:2]
+            prediction = matched(prediction, truth, quantity)
+            if wrong := np.count_nonzero(~np.isfinite(prediction[valid[..., 0]]).all(axis=-1)):
+                raise ValueError(f"wanted finite numbers where the truth is valid; {wrong} pixels have none")
+            if not valid.any():
+                return None, None, False
+            aligned = quantity.align(prediction, example, split, alignment)
+            return quantity.measure(aligned, truth, valid), None, resized
+        except BadFrame as error:
+            return None, printable(f"{error.kind}: {error.detail}"), False
+        except (ValueError, OSError) as error:
+            return None, f"{brief(name)}: {' '.join(str(error).split())}", False
+
+    results = list(each(one, indices, "scoring"))
+    scores = {index: scores for index, (scores, _, _) in zip(indices, results, strict=True) if scores}
+    unusable = [why for _, why, _ in results if why]
+    return Judged(scores, unusable, len(results) - len(scores) - len(unusable), sum(resized for *_, resized in results))
+
+
+def insist(judged: Judged, split: Split, allow_missing: bool) -> None:
+    """Raises ValueError, naming an image, where some are unusable and that is not allowed, or nothing was scored."""
+    many = len(judged.unusable)
+    if many and not allow_missing:
+        raise ValueError(f"{many} images cannot be scored ({judged.unusable[0]}); --allow_missing leaves them out")
+    if not judged.scores:
+        raise ValueError(f"{split.path}: there is nothing to score: {left_out(judged) or 'it holds no images'}")
+
+
+def left_out(judged: Judged) -> str:
+    """How many images were left out, and why, in words; "" for none."""
+    reasons = []
+    if judged.unusable:
+        reasons.append(f"{len(judged.unusable)} that cannot be scored ({judged.unusable[0]})")
+    if judged.blank:
+        reasons.append(f"{judged.blank} in which no pixel of the truth is valid")
+    return " and ".join(reasons)
+
+
 def score(
     look: Look,
     split: Split,
@@ -154,38 +227,55 @@ def score(
 ) -> dict[int, Scores]:
     """The scores of each image, by its number.
 
-    Raises ValueError, naming an image, where predictions or images are missing and that is not allowed, where one is
-    broken, and where nothing is left to score.
+    Raises ValueError, naming an image, where predictions or images are missing or broken and that is not allowed, and
+    where nothing is left to score.
     """
+    judged = judge(look, split, indices, alignment, quantity)
+    insist(judged, split, allow_missing)
+    return judged.scores
 
-    def one(index: int) -> Scores | str:
-        """The scores of an image, none where no pixel is valid, or what is missing."""
-        name, prediction = split.name_of(index), look(index)
-        if prediction is None:
-            return f"the prediction for {name}"
-        try:
-            example = split.truth(index)
-        except BadFrame as error:
-            return f"{error.kind}: {error.detail}"
-        truth, valid = example[quantity.name], quantity.valid(example)
-        if prediction.shape != truth.shape or not np.isfinite(prediction[valid[..., 0]]).all():
-            wanted, found = (
-                maps.squeeze(2).shape if maps.shape[2] == 1 else maps.shape for maps in (truth, prediction)
-            )
-            raise ValueError(f"{name}: wanted finite numbers of shape {wanted}; the prediction has shape {found}")
-        if not valid.any():
-            return {}
-        return quantity.measure(quantity.align(prediction, example, split, alignment), truth, valid)
 
-    results = list(each(one, indices, "scoring"))
-    missing = [result for result in results if isinstance(result, str)]
-    scored = zip(indices, results, strict=True)
-    scores = {index: result for index, result in scored if isinstance(result, dict) and result}
-    if missing and not allow_missing:
-        raise ValueError(f"{len(missing)} images cannot be scored ({missing[0]}); --allow_missing leaves them out")
-    if not scores:
-        raise ValueError(f"{split.path}: there is nothing to score")
-    return scores
+def name_of(split: Split, index: int) -> str:
+    """Raises BadFrame where the record cannot be read."""
+    return _read(split.name_of, split, index)
+
+
+def truth_of(split: Split, index: int) -> Example:
+    """Raises BadFrame where the record cannot be read."""
+    return _read(split.truth, split, index)
+
+
+def example_of(split: Split, index: int) -> Example:
+    """The photograph, too. Raises BadFrame where the record cannot be read."""
+    return _read(split.__getitem__, split, index)
+
+
+def _read(read: Callable[[int], Any], split: Split, index: int) -> Any:
+    try:
+        return read(index)
+    except BadFrame:
+        raise
+    except Exception as error:  # decoders raise nearly anything on a damaged record
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadFrame("unreadable record", f"{split.path}, number {index}: {reason}") from None
+
+
+def brief(name: str) -> str:
+    """A name for a message: on one line, and not longer than that."""
+    name = printable(name)
+    return name if len(name) <= 200 else f"{name[:100]}...{name[-90:]}"
+
+
+def matched(
+    prediction: Float[np.ndarray, "i j k"], truth: Float[np.ndarray, "h w c"], quantity: Quantity
+) -> Float[np.ndarray, "h w c"]:
+    """The prediction at the truth's size. Raises ValueError for one of other channels, or of another picture."""
+    if prediction.shape[2] != truth.shape[2]:
+        raise ValueError(f"wanted {truth.shape[2]} channels, as {quantity.name} has; found {prediction.shape[2]}")
+    if prediction.shape[:2] == truth.shape[:2]:
+        return prediction
+    check_shape(prediction.shape[:2], truth.shape[:2])
+    return quantity.restore(stretched(prediction, truth.shape[:2]))
 
 
 def means(scores: Mapping[int, Scores]) -> Scores:
@@ -199,8 +289,9 @@ def pooled(look: Look, split: Split, indices: Sequence[int], alignment: str, qua
 
     def over_images(function: Callable[[Map, Map, Valid], Any]) -> Iterator[Any]:
         def one(index: int) -> Any:
-            example = split.truth(index)
-            prediction = quantity.align(look(index), example, split, alignment)
+            example = truth_of(split, index)
+            prediction = matched(look(index), example[quantity.name], quantity)
+            prediction = quantity.align(prediction, example, split, alignment)
             return function(prediction, example[quantity.name], quantity.valid(example))
 
         return each(one, indices, "pooling")
@@ -212,33 +303,37 @@ def pooled(look: Look, split: Split, indices: Sequence[int], alignment: str, qua
 
 
 def report(
-    folder: Path,
-    split: Split,
-    look: Look,
-    scores: Mapping[int, Scores],
-    summary: Mapping[str, Any],
-    alignment: str,
-    quantity: Quantity,
+    folder: Path, split: Split, scores: Mapping[int, Scores], summary: Mapping[str, Any], quantity: Quantity
 ) -> None:
-    """Writes per_sample.csv, worst.png, and the summary as metrics.json."""
+    """Writes per_sample.csv, and the summary as metrics.json."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["name", *quantity.metrics])
-    writer.writerows([split.name_of(index), *(repr(value) for value in one.values())] for index, one in scores.items())
-    write(folder / "per_sample.csv", lines.getvalue().encode())
+    writer.writerows([name_of(split, index), *(repr(value) for value in one.values())] for index, one in scores.items())
+    write(folder / "per_sample.csv", lines.getvalue().encode(errors="backslashreplace"))
+    write(folder / "metrics.json", json.dumps(summary, indent=2, default=str).encode() + b"\n")
+
+
+def draw_worst(
+    file: Path, split: Split, look: Look, scores: Mapping[int, Scores], alignment: str, quantity: Quantity
+) -> None:
+    """Draws the worst of what was scored, whose photographs can be read; no file where there is none."""
+    file.unlink(missing_ok=True)  # one of an earlier run would show something else
     examples = {}
     for index in sorted(scores, key=lambda index: -scores[index][quantity.headline[0]]):
         with contextlib.suppress(BadFrame):  # its truth could be read, its photograph cannot
-            examples[index] = split[index]
+            examples[index] = example_of(split, index)
         if len(examples) == WORST:
             break
     if examples:
         shown = list(examples.values())
-        maps = [quantity.align(look(index), example, split, alignment) for index, example in examples.items()]
+        maps = [
+            quantity.align(matched(look(index), example[quantity.name], quantity), example, split, alignment)
+            for index, example in examples.items()
+        ]
         rgb, truth = ([example[key] for example in shown] for key in ("rgb", quantity.name))
         drawn = quantity.panel(rgb, truth, maps, [quantity.valid(example) for example in shown])
-        write(folder / "worst.png", panels.png(drawn))
-    write(folder / "metrics.json", json.dumps(summary, indent=2, default=str).encode() + b"\n")
+        write(file, panels.png(drawn))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

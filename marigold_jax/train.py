@@ -7,13 +7,21 @@ Several hosts or processes run the same command (`marigold_jax/distributed.py` s
 
 Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
 (one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
-load. The same command continues a run that was stopped, by whatever means, as if nothing had happened.
+load. The same command continues a run that was stopped, by whatever means, as if nothing had happened. Then only
+config.run (not its seed), config.data.num_workers, config.data.data_dir and config.data.validation may differ. What a
+run starts from is written down in start.json; where another checkpoint is there now, the run is not continued. One
+training at a time works in DIR.
+
+A configuration is a Python file, and is executed: take none from people whose programs you would not run.
 Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
 """
 
+import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +29,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, distributed, latents, progress, runs, seeds, sharding
+from marigold_jax import compilation, distributed, latents, progress, runs, seeds, settings, sharding
 from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.primitives import Primitives
@@ -33,22 +41,38 @@ from marigold_jax.training import init_state, make_steps
 from marigold_jax.usage import fail, parse
 from marigold_jax.validation import VALIDATIONS
 
-config_flags.DEFINE_config_file("config", None, "The configuration, a Python file.", lock_config=True)
-flags.DEFINE_string("workdir", None, "The run's folder; made if missing, continued if it holds this run.")
-flags.mark_flags_as_required(["config", "workdir"])
-
 NO_VALIDATION = ("", None, "None", "none")  # a flag for a text makes a text of None
+FLAGS = {
+    "config": "the configuration, a Python file, which is executed",
+    "workdir": "the run's folder; made if missing, continued if it holds this run",
+}
 BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val": {"count": 1000, "seed": 1}}
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
+    settings.check(config.to_dict())
+    with runs.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        train_here(config, workdir)
+
+
+def train_here(config: ConfigDict, workdir: Path) -> None:
     # ----------------------------------------------------------------------------------------- Claim the run's folder
     # From here on, being asked to stop means to finish the step, save, and leave politely; a second time it means now.
     # On several hosts JAX listens for SIGTERM itself, so that all stop after the same step.
     speaks, alone = jax.process_index() == 0, jax.process_count() == 1
     signals: list[int] = []
+
+    def say(*what: Any) -> None:
+        if speaks:
+            print(*what, flush=True)
+
+    def stop(number: int, frame: Any) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"stopping as soon as this step is over and saved; once more ends it now\n")
+
     for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
-        signal.signal(number, lambda number, frame: (signals.append(number), signal.signal(number, signal.SIG_DFL)))
+        signal.signal(number, stop)
     seeds.check(config.run.seed, "config.run.seed")
     if speaks:
         runs.claim(workdir, config.to_dict())
@@ -56,7 +80,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
-    base = runs.start_of(config.objective.to_dict(), **config.model.to_dict())
+    say(f"loading the model ({config.model.checkpoint}) and the data")
+    base = runs.begin(workdir, config.to_dict())
     stored = config.run.get("latents", "")
     recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, stored, **config.optim)
 
@@ -85,7 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         try:
             datasets = {path: latents.cached(split, base.vae, **how) for path, split in datasets.items()}
         except InterruptedError as stopped:
-            print(f"{stopped}; give the same command again to go on", flush=True)
+            say(f"{stopped}; give the same command again to go on")
             return
     loader = make_loader(
         [(datasets[path], probability) for path, probability in mix],
@@ -114,23 +139,30 @@ def train(config: ConfigDict, workdir: Path) -> None:
     accumulate, update = make_steps(objective, optimiser, **steps)
     weights = "params" if ema_decay is None else "ema"  # what is evaluated and exported
     validate, judge = VALIDATIONS[trains, config.model.prediction]
+    none_yet = {"step": None, judge: float("inf"), "validation": data.validation}
 
     # --------------------------------------------------------------------------------------------------------- Resume
     checkpoints = runs.Checkpoints(workdir / runs.CHECKPOINTS)
-    first, best = 0, {"step": None, judge: float("inf")}
+    last, first, best = config.run.steps, 0, none_yet
     if (restored := checkpoints.restore(state)) is not None:
         state, notes = restored
         first, best = notes["step"], notes["best"]
         loader.set_state(notes["loader"])
-    last = config.run.steps
+        if best.get("validation", data.validation) != data.validation:
+            say(f"config.data.validation was {best['validation']}: scores on it say nothing about {data.validation}")
+            best = none_yet
+    if first >= last:
+        say(f"{first} steps are done, config.run.steps={last}: nothing is left to train")
     reporter = progress.Progress(workdir, first, last, data.batch_size * data.accumulation, speak=speaks)
 
     # ------------------------------------------------------------------------------------------------------- The loop
     earlier = metrics = None
     for step in range(first, last):
         # Later, being asked to stop waits for the end of a step, where it is saved.
-        if signals and step == first:
-            break
+        if step == first:
+            if signals:
+                break
+            say(f"step {step + 1} of {last}: compiling, which may take minutes")
         # The step before last is over, or nearly: to ask for that of the last would leave the device without work.
         if earlier is not None and (skipped := int(earlier["skipped"])) >= config.run.max_skipped:
             checkpoints.finish()
@@ -156,17 +188,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
         evaluating = bool(examples) and (done % config.run.evaluate_every == 0 or done == last)
         scores = {}
         if evaluating:
-            with reporter.paused():
+            with reporter.paused(metrics):
                 scores, panel = validate(runs.trained(base, trains, state[weights], layout), examples)
                 if speaks:
                     write(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
                     reporter.picture("validation", done, panel)
         if improved := evaluating and scores[judge] < best[judge]:
-            best = {"step": done, judge: scores[judge]}
+            best = none_yet | {"step": done, judge: scores[judge]}
         if done % config.run.log_every == 0 or evaluating:
             reporter.record(done, jax.device_get(metrics) | scores, flops)
         if done % config.run.checkpoint_every == 0 or improved or stopping or done == last:
-            with reporter.paused():
+            with reporter.paused(metrics):
                 checkpoints.save(done, state, {"step": done, "best": best, "loader": loader.get_state()}, best["step"])
         if stopping:
             break
@@ -178,13 +210,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # -------------------------------------------------------------------------------------------------------- The end
     done = int(state["step"])
     if done < last:
-        if speaks:
-            print(f"stopped after step {done}; give the same command again to go on", flush=True)
+        say(f"stopped after step {done}; give the same command again to go on")
         return
     whole = runs.trained(base, trains, state[weights], layout)  # by all processes: each holds a share
-    if speaks:
+    if speaks and (first < last or runs.exported_step(workdir) != done):
         runs.export(whole, done, workdir)
-        print(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout", flush=True)
+    say(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout")
     distributed.wait_for_all("exported")
 
 
@@ -247,15 +278,22 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
     return PreparedSplit(str(Path(data.data_dir) / name))
 
 
+def define_flags() -> None:
+    """Not when this file is imported: others have a flag --config too."""
+    config_flags.DEFINE_config_file("config", None, FLAGS["config"], lock_config=True)
+    flags.DEFINE_string("workdir", None, FLAGS["workdir"])
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().setLevel("CRITICAL")  # Orbax tells everything that it does, and errors twice
     try:
         distributed.start()
         train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
-    except (ValueError, OSError, ImportError, FloatingPointError, runs.CheckpointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         fail(str(error))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    define_flags()
+    app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS))

@@ -1,6 +1,6 @@
 """What a run tells of itself now and then: scores on held-out examples, and a picture of the first few."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,8 @@ from marigold_jax.data.transforms import transform
 from marigold_jax.metrics import align, depth_scores, psnr
 from marigold_jax.models import functional
 from marigold_jax.objectives.contract import TARGETS
-from marigold_jax.pipeline import Marigold
+from marigold_jax.pipeline import Marigold, default_batch_size
+from marigold_jax.progress import counting
 from marigold_jax.weights.checkpoint import Checkpoint
 
 Example = dict[str, np.ndarray]  # of `data.sources`
@@ -24,7 +25,7 @@ PANEL_ROWS = 4
 def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
     """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
-    aligned = list(map(align, Marigold(checkpoint)(rgb, seed=0).prediction, depth, mask))
+    aligned = list(map(align, _predictions(checkpoint, rgb), depth, mask))
     scores = list(map(depth_scores, aligned, depth, mask))
     return _mean(scores), panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
 
@@ -33,7 +34,7 @@ def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answ
     """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
     rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
     known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
-    predictions = list(Marigold(checkpoint)(rgb, seed=0).prediction)
+    predictions = _predictions(checkpoint, rgb)
     scores = _mean(list(map(angle_scores, map(angular_errors, predictions, normals, known))))
     told = {"mean_angle": scores["mean"], within(11.25): scores[within(11.25)]}
     return told, panels.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
@@ -52,7 +53,7 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
         return module.decode(module.encode(pixels))
 
     painted, aligned, scores, samples = [], [], [], []
-    for example in examples:
+    for example in _told(examples):
         size = tuple(side // vae.config.downsampling * vae.config.downsampling for side in example["mask"].shape[:2])
         sample = transform(example, size=size, flip=False, antialias=True, far_fill=True)
         pixels = np.stack([sample["rgb"], np.asarray(to_pixels(sample["target"]))])
@@ -65,6 +66,27 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
         samples.append(sample)
     depth, mask = ([sample[key] for sample in samples] for key in ("depth", "mask"))
     return _mean(scores), panels.depth_panel(*(maps[:PANEL_ROWS] for maps in (painted, depth, aligned, mask)))
+
+
+def _predictions(checkpoint: Checkpoint, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One for each picture, from the same noise; as many side by side as suits the device."""
+    pipe, together, found = Marigold(checkpoint), default_batch_size(), {}
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(picture.shape, []).append(index)
+    groups = [same[i : i + together] for same in by_size.values() for i in range(0, len(same), together)]
+    with counting("validating", len(pictures), "pictures") as done:
+        for group in groups:
+            found |= zip(group, pipe([pictures[index] for index in group], seed=0).prediction, strict=True)
+            done(len(group))
+    return [found[index] for index in range(len(pictures))]
+
+
+def _told(examples: Sequence[Example]) -> Iterator[Example]:
+    with counting("validating", len(examples), "pictures") as done:
+        for example in examples:
+            yield example
+            done(1)
 
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -339,3 +339,48 @@ def test_what_is_missing_or_broken_is_named(tmp_path, capsys):
         OfficialSplit("scannet", tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"neither .*diode_val\.tar nor"):
         OfficialSplit("diode", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
+@pytest.mark.parametrize("name", ["../../up.png", "/tmp/absolute.png"])
+def test_a_list_names_nothing_outside(name, packed, tmp_path, capsys):
+    make("scannet", tmp_path, packed)
+    file = tmp_path / "data_split" / LISTS["scannet"]
+    for line in (f"{name} scene0406_02/depth/000300.png", f"scene0406_02/color/000300.jpg {name}"):
+        file.write_text(f"{LINES['scannet'].format(i=1)}\n{line}\n")
+        flags = ["--dataset", "scannet", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+        for more in ([], ["--predictions", str(tmp_path), "--allow_missing"]):
+            assert evaluate.main([*flags, *more]) == 1
+            (error,) = capsys.readouterr().err.splitlines()
+            assert file.name in error and "wanted a relative name below" in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_list_with_too_few_columns_is_one_line(tmp_path):
+    make("diode", tmp_path, packed=False)
+    file = tmp_path / "data_split" / LISTS["diode"]
+    file.write_text("a.png a_depth.npy\n")
+    with pytest.raises(ValueError, match=r"filename_list\.txt: wanted 3 columns; 'a\.png' has fewer"):
+        OfficialSplit("diode", tmp_path, tmp_path / "data_split")
+
+
+def test_only_regular_files_and_whole_members_are_read(tmp_path):
+    import os
+
+    make("scannet", tmp_path, packed=False)
+    split = OfficialSplit("scannet", tmp_path, tmp_path / "data_split")
+    path = Path(split.path) / split.name_of(0)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadFrame, match="found a FIFO"):
+        split[0]
+    make("kitti", tmp_path, packed=True)
+    packed = OfficialSplit("kitti", tmp_path, tmp_path / "data_split")
+    with open(packed.path, "r+b") as archive:
+        archive.truncate(Path(packed.path).stat().st_size // 3)
+    with pytest.raises((BadFrame, ValueError), match=r"truncated file|missing file|not a whole tar"):
+        packed[1]
+
+
+def test_a_name_without_a_number_is_no_traceback():
+    assert BENCHMARKS["nyu_v2"].official_name("a/rgb0001.png") == "a/pred_rgb0001"

@@ -109,6 +109,23 @@ def test_normals_equal_the_published_way_and_point_right(depth, image):
     np.testing.assert_allclose(found, wanted * [-1, 1, 1], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("spacing", ["leading", None])
+def test_timesteps_are_trailing_as_the_authors_force_them(depth, tmp_path, caplog, spacing):
+    """Leading ones would ask for the cleanest timestep, 1, instead of the noisiest."""
+    folder = shutil.copytree(depth[1], tmp_path / "e2e-depth")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    if spacing is None:
+        del config["timestep_spacing"]
+    else:
+        config["timestep_spacing"] = spacing
+    file.write_text(json.dumps(config))
+    pipe = Marigold.from_pretrained(folder)
+    assert pipe.sampler().timesteps.tolist() == [999]
+    assert f"{folder}: timestep_spacing is {spacing or 'absent'}, taking trailing, as the authors" in caplog.text
+    assert pipe.sampler(1).b == Marigold.from_pretrained(depth[1]).sampler(1).b
+
+
 def test_x0_can_be_had_from_noise(depth, image):
     pipe, folder = depth
     latents = np.random.default_rng(1).normal(size=(1, SIZE[0] // 2, SIZE[1] // 2, 4)).astype(np.float32)

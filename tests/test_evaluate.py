@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -209,16 +211,275 @@ def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, c
     [
         (lambda path: path.unlink(), "1 images cannot be scored (the prediction for"),
         (lambda path: path.write_bytes(b"x"), "not a whole .npy file"),
-        (lambda path: np.save(path, np.zeros((3, 4), np.float32)), "the prediction has shape (3, 4)"),
+        (lambda path: np.save(path, np.zeros(SIZE[::-1], np.float32)), "has 48 x 32 pixels, the picture 32 x 48"),
+        (lambda path: np.save(path, np.zeros((3, 40), np.float32)), "not one picture in two sizes"),
         (lambda path: np.save(path, np.full(SIZE, np.nan, np.float32)), "wanted finite numbers"),
+        (lambda path: np.save(path, np.zeros((*SIZE, 3), np.float32)), "wanted 1 channels, as depth has; found 3"),
+        (lambda path: np.save(path, np.zeros((*SIZE, 2), np.float32)), "wanted shape (height, width)"),
+        (lambda path: np.save(path, np.zeros((2, *SIZE, 1), np.float32)), "wanted shape (height, width)"),
+        (lambda path: np.save(path, np.float32(1)), "wanted the shape of a map, found ()"),
+        (lambda path: np.save(path, np.full(SIZE, 1j)), "found complex numbers"),
+        (lambda path: np.save(path, np.full(SIZE, "1")), "found text"),
+        (lambda path: np.save(path, np.full(SIZE, None)), "found Python objects"),
+        (lambda path: path.write_bytes(npz(a=np.zeros(SIZE), b=np.zeros(SIZE))), "found 2 files"),
+        (lambda path: path.write_bytes(npz(a=np.zeros(SIZE))[:-60]), "not a whole .npz archive"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-8]), "not a whole .npy file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:40]), "not a whole .npy file"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"(32, 48)", b"(9**9,9)")), "not a whole .npy file"),
+        (lambda path: path.write_bytes(huge()), "wanted the shape of a map, found (1000000, 1000000)"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "wanted a regular file, found a FIFO"),
+        (lambda path: (path.unlink(), path.mkdir()), "wanted a file, found a folder"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "no such file"),
+        (lambda path: picture(path, np.zeros(SIZE, np.uint8)), "wanted a 16-bit grey PNG"),
     ],
 )
-def test_what_cannot_be_scored_is_named(data_dir, split, maps, tmp_path, capsys, damage, complaint):
+def test_what_cannot_be_scored_is_named_and_left_out_on_request(
+    data_dir, split, maps, tmp_path, capsys, damage, complaint
+):
     damage((maps / split.name_of(2)).with_suffix(".npy"))
     assert run(data_dir, tmp_path / "out", "--predictions", maps) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert complaint in error and error.startswith("evaluate: ")
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert complaint in error and error.startswith("evaluate: 1 images cannot be scored (") and "2" in error
     assert not (tmp_path / "out" / "mine" / "metrics.json").exists()
+    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--allow_missing") == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "1 of 5 images are left out: 1 that cannot be scored (" in said.out
+    summary = json.loads((tmp_path / "out" / "mine" / "metrics.json").read_text())
+    assert summary["images"] == COUNT - 1
+    assert summary["left_out"] == {"unusable": 1, "without_valid_pixels": 0} and summary["resized"] == 0
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def huge():
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000)}\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def picture(path, pixels):
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def scored(folder):
+    return json.loads((folder / "mine" / "metrics.json").read_text())
+
+
+def relaid(maps, folder, split, save):
+    for index in range(COUNT):
+        name = split.name_of(index)
+        values = np.load((maps / name).with_suffix(".npy"))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path.with_suffix(".npy"), values)
+    return folder
+
+
+LAYOUTS = {
+    "(1, h, w)": lambda path, values: np.save(path, values[None]),
+    "(h, w, 1)": lambda path, values: np.save(path, values[..., None]),
+    "(1, 1, h, w)": lambda path, values: np.save(path, values[None, None]),
+    "float64 in columns": lambda path, values: np.save(path, np.asfortranarray(values.astype(np.float64))),
+    "archive": lambda path, values: np.savez(path.with_suffix(".npz"), depth=values),
+    "compressed archive called .npy": lambda path, values: path.write_bytes(npz(depth=values)),
+    "PNG": lambda path, values: picture(path.with_suffix(".png"), np.uint16(np.rint((values + 1) * 8000))),
+    "as predict writes them": lambda path, values: written(path, "depth_npy/{}_depth.npy", values),
+    "the folder that predict writes": lambda path, values: written(path, "{}_depth.npy", values),
+    "NaN where nothing is known": None,
+}
+
+
+def written(path, name, values):
+    """Beside the folder that the name of the image has, as `predict` knows of none."""
+    path = path.parents[1] / name.format(path.stem)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, values)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_maps_of_any_layout_get_the_same_scores(data_dir, split, maps, tmp_path, capsys, layout):
+    assert run(data_dir, tmp_path / "out", "--predictions", maps) == 0
+    wanted = scored(tmp_path / "out")
+    save = LAYOUTS[layout]
+    if save is None:
+        masks = iter([split[index]["mask"][..., 0] for index in range(COUNT)])
+        save = lambda path, values: np.save(path, np.where(next(masks), values, np.nan))  # noqa: E731
+    folder = relaid(maps, tmp_path / "other", split, save)
+    assert run(data_dir, tmp_path / "again", "--predictions", folder) == 0
+    found = scored(tmp_path / "again")
+    close = 2e-3 if layout == "PNG" else 1e-12
+    assert {key: found[key] for key in METRICS} == pytest.approx({key: wanted[key] for key in METRICS}, rel=close)
+    assert found["resized"] == 0 and "resized" not in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "again" / "mine" / "worst.png")).std() > 10
+
+
+def test_truth_that_is_partly_unknown_is_drawn_blank(tmp_path, capsys):
+    """The reported case: holes in the truth, and NaN in the prediction where they are."""
+    depth = np.uint16(1000 + np.arange(SIZE[0] * SIZE[1]).reshape(SIZE))
+    depth[:8], holes = 0, np.arange(SIZE[0]) < 8
+    flags = prepared(tmp_path, {"a": depth})
+    values = np.where(holes[:, None], np.nan, depth / 2000).astype(np.float32)
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", values)
+    assert evaluate.main([*flags, "--predictions", str(tmp_path / "maps")]) == 0
+    assert capsys.readouterr().err == "" and scored(tmp_path / "out")["abs_rel"] < 1e-3
+    drawn = np.asarray(Image.open(tmp_path / "out" / "mine" / "worst.png"))
+    assert (drawn[:8, -SIZE[1] :] == 0).all() and drawn[8:].std() > 10
+
+
+def prepared(folder, depths):
+    """The split "test" of "mine", with these depths in millimetres; returns the flags that name it."""
+    for kind in ("rgb", "depth"):
+        (folder / "raw" / kind).mkdir(parents=True)
+    for name, depth in depths.items():
+        random = np.random.default_rng(0)
+        picture(folder / "raw" / "rgb" / f"{name}.png", random.integers(0, 255, (*depth.shape, 3), np.uint8))
+        picture(folder / "raw" / "depth" / f"{name}.png", depth)
+    flags = ["--data_dir", str(folder), "--name", "mine", "--split", "test", "--unit", "mm", "--workers", "1"]
+    assert prepare.main(["folder", "--raw_dir", str(folder / "raw"), *flags]) == 0
+    return ["--dataset", "mine", "--data_dir", str(folder), "--output_dir", str(folder / "out")]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_scores(data_dir, maps, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise IndexError("out of bounds\nfor colours")
+
+    monkeypatch.setitem(evaluate.QUANTITIES, "depth", dataclasses.replace(evaluate.QUANTITIES["depth"], panel=fails))
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    (tmp_path / "out" / "mine" / "worst.png").write_bytes(b"of an earlier run")
+    assert run(data_dir, tmp_path / "out", "--predictions", maps) == 0
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith("worst.png: not drawn: out of bounds for colours")
+    assert scored(tmp_path / "out")["images"] == COUNT and not (tmp_path / "out" / "mine" / "worst.png").exists()
+
+
+def test_what_is_beside_cannot_cost_the_scores(data_dir, maps, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--beside", tmp_path / "empty") == 1
+    assert "5 images cannot be scored (the prediction for " in capsys.readouterr().err
+    assert scored(tmp_path / "out")["images"] == COUNT
+
+
+def test_maps_of_another_size_are_resized_and_that_is_said(data_dir, split, maps, tmp_path, capsys):
+    folder = relaid(maps, tmp_path / "small", split, lambda path, values: np.save(path, values[1::2, 1::2]))
+    assert run(data_dir, tmp_path / "out", "--predictions", folder) == 0
+    said = capsys.readouterr().out
+    assert "small: 5 of 5 predictions were resized to the truth's size" in said
+    assert scored(tmp_path / "out")["resized"] == COUNT and scored(tmp_path / "out")["abs_rel"] < 0.1
+
+
+@pytest.mark.parametrize("layout", ["(1, h, w, 3)", "(3, h, w)", "(1, 3, h, w)", "another size"])
+def test_saved_normals_of_any_layout(data_dir, split, tmp_path, layout):
+    lay = {
+        "(1, h, w, 3)": lambda normals: normals[None],
+        "(3, h, w)": lambda normals: normals.transpose(2, 0, 1),
+        "(1, 3, h, w)": lambda normals: normals.transpose(2, 0, 1)[None],
+        "another size": lambda normals: np.repeat(np.repeat(normals, 2, 0), 2, 1),
+    }[layout]
+    for index in range(COUNT):
+        path = (tmp_path / "maps" / split.name_of(index)).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, lay(split[index]["normals"]))
+    assert run(data_dir, tmp_path / "out", "--predictions", tmp_path / "maps") == 0
+    summary = scored(tmp_path / "out")
+    assert summary["mean"] < (1e-3 if layout != "another size" else 5)
+    assert summary["resized"] == (COUNT if layout == "another size" else 0)
+
+
+def test_a_png_has_no_metres(data_dir, split, maps, tmp_path, capsys):
+    folder = relaid(maps, tmp_path / "png", split, LAYOUTS["PNG"])
+    assert run(data_dir, tmp_path / "out", "--predictions", folder, "--alignment", "none") == 1
+    assert "a PNG says nothing of its unit" in capsys.readouterr().err
+
+
+def test_names_in_folders_are_told_apart(split, tmp_path, monkeypatch):
+    names = ["a/1.png", "b/1.png", "b/2.png", "b/3.png", "b/4.png"]
+    monkeypatch.setattr(PreparedSplit, "name_of", lambda self, index: names[index])
+    for stem in ("1", "2"):
+        np.save(tmp_path / f"{stem}_depth.npy", np.ones(SIZE, np.float32))
+    look = evaluate.saved(tmp_path, split)
+    assert look(2).shape == (*SIZE, 1) and look(3) is None
+    with pytest.raises(ValueError, match="several images have this name"):
+        look(0)
+
+
+HOSTILE = {"out": "../../x.png", "absolute": "/tmp/x.png", "empty": "", "long": "x" * 5000, "line": "a\nb\x1b[31m/../c"}
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_a_name_in_a_dataset_never_leaves_the_folder(data_dir, maps, tmp_path, capsys, monkeypatch, name):
+    """Neither of a model's predictions, nor of saved ones, and before the model is loaded."""
+    original = PreparedSplit.name_of
+    monkeypatch.setattr(PreparedSplit, "name_of", lambda self, index: name if index == 1 else original(self, index))
+    for flags in (("--predictions", maps), ("--checkpoint", tmp_path / "none")):
+        assert run(data_dir, tmp_path / "out", *flags) == 1
+        (error,) = capsys.readouterr().err.splitlines()
+        assert ("wanted a relative name" in error or "too long for a file" in error) and len(error) < 600
+        assert error.isprintable()
+    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--allow_missing") == 0
+    assert scored(tmp_path / "out")["images"] == COUNT - 1
+
+
+def test_two_images_of_one_name_do_not_share_a_prediction(data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PreparedSplit, "name_of", lambda self, index: f"a.{'png' if index else 'jpg'}")
+    assert run(data_dir, tmp_path / "out", "--checkpoint", tmp_path / "none") == 1
+    assert "a.png: its prediction would overwrite that of a.jpg" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_left_out_on_request(data_dir, split, maps, tmp_path, capsys, monkeypatch):
+    def truth(self, index, original=PreparedSplit.truth):
+        if index == 3:
+            raise SyntaxError("broken PNG file")
+        return original(self, index)
+
+    monkeypatch.setattr(PreparedSplit, "truth", truth)
+    assert run(data_dir, tmp_path / "out", "--predictions", maps) == 1
+    assert "number 3: broken PNG file); --allow_missing leaves" in capsys.readouterr().err
+    assert run(data_dir, tmp_path / "out", "--predictions", maps, "--allow_missing") == 0
+
+
+def test_nothing_valid_is_one_line(data_dir, maps, tmp_path, capsys, monkeypatch):
+    original = PreparedSplit.truth
+    dark = lambda self, index: {key: value & False if key == "mask" else value  # noqa: E731
+                                for key, value in original(self, index).items()}  # fmt: skip
+    monkeypatch.setattr(PreparedSplit, "truth", dark)
+    assert run(data_dir, tmp_path / "out", "--predictions", maps) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "there is nothing to score: 5 in which no pixel of the truth is valid" in error
+
+
+def test_an_empty_folder_of_predictions_is_one_line(data_dir, tmp_path, capsys):
+    for flags in ((), ("--allow_missing",)):
+        assert run(data_dir, tmp_path / "out", "--predictions", tmp_path, *flags) == 1
+        (error,) = capsys.readouterr().err.splitlines()
+        assert "the prediction for " in error and "is missing" in error
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", None], ids=["empty", "list", "cut", "no text", "none"])
+def test_settings_that_cannot_be_read_are_one_line(data_dir, split, tmp_path, capsys, content):
+    folder = tmp_path / "out" / "mine" / "predictions"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "settings.json").write_bytes(content)
+    np.save(folder / "a.npy", np.zeros(SIZE, np.float32))
+    assert run(data_dir, tmp_path / "out", "--checkpoint", tmp_path / "none") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "settings.json" in error and "how the predictions beside it were made is unknown" in error
+
+
+def test_ctrl_c_is_one_line_and_another_dataset_is_scored_though_one_fails(
+    data_dir, maps, tmp_path, capsys, monkeypatch
+):
+    flags = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path / "out"), "--predictions", str(maps)]
+    assert evaluate.main(["--dataset", "none, mine", *flags]) == 1
+    said = capsys.readouterr()
+    assert "no dataset 'none' has been prepared" in said.err and "abs_rel" in said.out
+    monkeypatch.setattr(evaluate, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(data_dir, tmp_path / "out", "--predictions", maps) == 130
+    assert capsys.readouterr().err == "evaluate: interrupted; the same command goes on from here\n"
 
 
 def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
@@ -234,6 +495,12 @@ def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
         (("--predictions", "nowhere"), "nowhere is not a folder"),
         (("--beside", "nowhere"), "--beside nowhere is not a folder"),
         (("--predictions", ".", "--checkpoint", "x"), "not both"),
+        (("--data_dir", "nowhere"), "--data_dir nowhere is not a folder"),
+        (("--output_dir", __file__), "test_evaluate.py is not a folder"),
+        (("--processing_res", "100"), "must be a multiple of 8"),
+        (("--resize", "official", "--processing_res", "-1"), "must not be negative"),
+        (("--dataset", "../mine"), "wanted a relative name"),
+        (("--dataset", ","), "names none"),
     ],
 )
 def test_wrong_usage(data_dir, tmp_path, capsys, flags, complaint):

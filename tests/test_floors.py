@@ -11,6 +11,7 @@ PROGRAMS = {"train", "predict", "evaluate", "ablate", "prepare", "convert", "aot
 ASSEMBLY = {
     *("pipeline", "denoising", "modality", "description", "weights", "compilation", "latents", "lora", "runs"),
     *("objectives", "recipe", "training", "progress", "validation", "scoring", "usage", "distributed"),
+    *("origin", "settings"),
 }
 FLOORS = {  # what is above imports what is below; equal numbers may import each other where SIDEWAYS says so
     **dict.fromkeys(PROGRAMS, 3),
@@ -65,6 +66,17 @@ def test_imports_point_down(path):
             assert FLOORS.get(theirs, 0) <= FLOORS.get(mine, 0), f"{path} imports {name}, which is above it"
             assert not {theirs, mine} <= TOWERS, f"{path} imports {name}: the towers do not know each other"
             assert FLOORS.get(mine, 0) < 3 or FLOORS.get(theirs, 0) < 3, f"{path} imports the program {name}"
+
+
+def test_no_circles():
+    """No file imports itself, through however many others, wherever in them the import stands."""
+    files = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in modules()}
+    names = {path: {name.removeprefix("marigold_jax.") for name in imports(path)} for path in files.values()}
+    below = {path: {files[name] for name in found if name in files} - {path} for path, found in names.items()}
+    del below[Path("__init__.py")]  # which imports the pipeline when it is asked for it
+    while free := [path for path, needs in below.items() if not needs & below.keys()]:
+        below = {path: needs for path, needs in below.items() if path not in free}
+    assert not below, f"a circle is among {sorted(map(str, below))}"
 
 
 def test_no_attic():

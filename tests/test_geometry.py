@@ -8,12 +8,14 @@ import torch
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 
 from marigold_jax.data.geometry import (
+    RESIZES,
     Geometry,
     Photograph,
     batches_by_canvas,
     default_bucket,
     fit,
     from_canvas,
+    official_fit,
     to_canvas,
 )
 
@@ -96,6 +98,38 @@ def test_a_folder_of_mixed_sizes_needs_few_canvases():
 def test_errors(original, resolution, bucket, message):
     with pytest.raises(ValueError, match=message):
         fit(original, resolution, bucket)
+
+
+@pytest.mark.parametrize(
+    ("original", "resolution", "canvas", "predicted"),
+    [
+        ((4032, 6048), 756, (504, 756), (504, 752)),  # ETH3D
+        ((480, 640), 0, (480, 640), (480, 640)),  # NYUv2, ScanNet
+        ((352, 1216), 0, (352, 1216), (352, 1216)),  # KITTI
+        ((768, 1024), 640, (480, 640), (480, 640)),  # DIODE
+        ((450, 300), 768, (768, 512), (768, 512)),
+        ((161, 100), 768, (768, 477), (768, 472)),
+        ((375, 187), 767, (767, 382), (760, 376)),
+        ((100, 161), 768, (477, 768), (472, 768)),
+    ],
+)
+def test_the_authors_cut_off_and_pad_nothing(original, resolution, canvas, predicted):
+    assert official_fit(original, resolution) == Geometry(original, predicted, canvas)
+
+
+def test_the_authors_longer_side_may_lack_a_pixel():
+    """156 of the widths from 100 to 3000, at resolution 768."""
+    short = [width for width in range(100, 3001) if max(official_fit((width // 2, width), 768).canvas) == 767]
+    assert len(short) == 156 and fit((short[0] // 2, short[0]), 768, 8).resized[1] == 768
+
+
+def test_the_authors_resizing_refuses_what_has_no_latent():
+    with pytest.raises(ValueError, match=r"3000 x 20 pixels is too thin: at processing resolution 768 it has 768 x 5"):
+        official_fit((20, 3000), 768)
+    with pytest.raises(ValueError, match="must not be negative"):
+        official_fit((20, 30), -8)
+    with pytest.raises(ValueError, match="bilinear, as in the papers"):
+        RESIZES["official"].to_canvas(np.zeros((8, 8, 3), np.float32), official_fit((8, 8), 8), "bicubic")
 
 
 def photograph(width, index=0):

@@ -1,5 +1,6 @@
 """Every kind of picture, and everything that can be wrong with one."""
 
+import io
 import os
 import subprocess
 import sys
@@ -301,6 +302,14 @@ def test_other_formats_start_nothing(tmp_path, monkeypatch, content):
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.png: (not a picture of a kind|a video; wanted pictures)[^\n]*$"):
         read_image(tmp_path / "x.png")
+
+
+def test_bytes_in_memory_are_read_too(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    np.testing.assert_array_equal(images.decode(file, "x"), pixels)
+    with pytest.raises(ValueError, match="x: the file is empty"):
+        images.decode(io.BytesIO(), "x")
 
 
 def test_every_reader_of_pictures_says_which_formats():

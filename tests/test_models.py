@@ -130,6 +130,15 @@ def test_unet_of_other_widths(tmp_path, channels):
 
 
 @torch.no_grad()
+def test_unet_of_stable_diffusion_1(tmp_path):
+    """Convolutions where Stable Diffusion 2 has matrices, and the same number of heads everywhere."""
+    theirs, ours = both("unet", tmp_path, use_linear_projection=False, attention_head_dim=8)
+    x, context, timesteps = normal(1, 8, 6, 8), normal(1, 2, 24), ints(500)
+    wanted = theirs(oracle.nchw(x), as_torch(timesteps), as_torch(context)).sample
+    assert_close(jax.jit(lambda *inputs: ours(*inputs))(x, timesteps, context), oracle.nhwc(wanted), MODEL)
+
+
+@torch.no_grad()
 def test_layers_of_the_vae(vaes):
     theirs, ours = vaes
     x, narrow = normal(2, 7, 6, 32), normal(2, 7, 6, 8)
@@ -277,14 +286,20 @@ def test_full_size_models_have_the_published_shapes():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"wings": 2}, ["unknown key 'wings'"]),
+        ({"norm_eps": "small"}, ["norm_eps = 'small': wanted a number from 1e-12 to 0.1"]),
+        ({"layers_per_block": True, "in_channels": 10**9}, ["layers_per_block = True: wanted a whole number", "10000"]),
+        ({"norm_num_groups": None}, ["norm_num_groups = None: wanted a whole number from 1 to 16384"]),
+        ({"block_out_channels": [320, [640], 1280, 1280]}, ["block_out_channels = [320, [640]"]),
+        ({"norm_num_groups": 7}, ["block_out_channels", "wanted multiples of norm_num_groups = 7"]),
+        ({"attention_head_dim": [5, 3, 20, 20]}, ["block_out_channels = (640,): wanted multiples of attention_head"]),
+        ({"block_out_channels": []}, ["block_out_channels", "1 to 8 of them"]),
         ({"act_fn": "mish", "class_embed_type": "timestep"}, ["act_fn = 'mish', only 'silu'", "class_embed_type"]),
         ({"down_block_types": ["DownBlock3D"] * 4}, ["down_block_types", "wanted 4 of DownBlock2D"]),
-        ({"use_linear_projection": False}, ["use_linear_projection = False"]),
+        ({"use_linear_projection": "no"}, ["use_linear_projection = 'no': wanted true or false"]),
         ({"attention_head_dim": [1, 2]}, ["attention_head_dim", "wanted one number or 4"]),
     ],
 )
-def test_unknown_hyper_parameters_are_refused(values, words):
+def test_hyper_parameters_that_cannot_be_had_are_refused(values, words):
     with pytest.raises(ValueError) as error:
         config_from_dict(unet.UNetConfig, {"use_linear_projection": True} | values, unet.FIXED)
     for word in words:

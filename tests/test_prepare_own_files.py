@@ -640,7 +640,7 @@ def test_a_damaged_dataset_costs_one_line(raw, capsys):
     capsys.readouterr()
     assert run(raw) == 2
     error = capsys.readouterr().err
-    assert "dataset_info.json" in error and error.count("\n") == 1
+    assert "dataset_info.json: not valid JSON" in error and error.count("\n") == 1
 
 
 def test_the_dataset_is_not_written_among_the_raw_files(raw, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from marigold_jax.data.resample import METHODS, resize
+from marigold_jax.data.resample import METHODS, resize, resize_8_bits
 
 SIZES = [
     ((37, 53), (16, 16)),  # down, awkward ratios
@@ -55,6 +55,26 @@ def test_constant_stays_constant_and_same_size_is_the_same_image(method):
     image = np.full((13, 31, 3), 0.7, np.float32)
     np.testing.assert_allclose(resize(image, (40, 11), method, True), 0.7, atol=1e-6)
     assert resize(image, (13, 31), method, True) is image
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((50, 70), (45, 64)),
+        ((240, 320), (288, 384)),  # five to six: every sixth value is a half
+        ((96, 128), (48, 64)),
+        ((48, 64), (96, 128)),
+        ((375, 1242), (231, 767)),
+        ((403, 604), (50, 75)),
+        ((40, 60), (40, 30)),
+        ((7, 9), (7, 9)),
+    ],
+)
+def test_8_bits_are_rounded_as_torch_rounds_them(old, new):
+    """torchvision resizes a uint8 tensor in float32, and rounds. Not one pixel may go the other way."""
+    image = np.random.default_rng(0).integers(0, 256, (*old, 3)).astype(np.float32)
+    expected = np.rint(torch_resize(image, new, "bilinear", True))
+    np.testing.assert_array_equal(resize_8_bits(image, new), expected)
 
 
 def test_strided_images_are_read_right():

@@ -1,8 +1,12 @@
 """What a run leaves on disk: claimed, saved, checked, exported."""
 
+import dataclasses
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +21,7 @@ from marigold_jax import runs
 from marigold_jax.models import functional
 from marigold_jax.sharding import Layout, make_mesh
 from marigold_jax.weights import checkpoint as checkpoints
+from marigold_jax.weights import sources
 from marigold_jax.weights.scratch import scratch
 
 CONFIG = {
@@ -245,3 +250,310 @@ def test_scratch_wants_sensible_numbers():
     for widths, cell in (((16,), 2), ((16, 20), 2), ((16, 32), 3)):
         with pytest.raises(ValueError, match="wanted two or more multiples of 16, and a power of two"):
             scratch(widths, cell)
+
+
+# ---------------------------------------------------------------------------------------- what may change, and what not
+
+
+def test_a_resumed_run_may_have_other_hands_but_no_other_seed(tmp_path):
+    config = {"run": {"seed": 0, "steps": 3}, "data": {"data_dir": "a", "validation": "x", "num_workers": 0, "size": 8}}
+    runs.claim(tmp_path, config)
+    saved(tmp_path / "checkpoints", 1)
+    data = {"data_dir": "b", "validation": None, "num_workers": 4, "size": 8}
+    runs.claim(tmp_path, {"run": {"seed": 0, "steps": 9, "fsdp": 2}, "data": data})
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["data_dir"] == "b"
+    with pytest.raises(ValueError, match=r"run.seed was 0, is 1. Name another .* and of these not run.seed"):
+        runs.claim(tmp_path, {"run": {"seed": 1}, "data": data})
+    with pytest.raises(ValueError, match=r"data.size was 8, is 9"):
+        runs.claim(tmp_path, {"run": {"seed": 0}, "data": data | {"size": 9}})
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"a": '])
+def test_a_run_whose_configuration_cannot_be_told_is_left_alone(tmp_path, content):
+    saved(tmp_path / "checkpoints", 1)
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a run whose configuration cannot be told; put config\.json back") as caught:
+        runs.claim(tmp_path, CONFIG)
+    assert "\n" not in str(caught.value)
+    assert content is None or (tmp_path / "config.json").read_text() == content
+
+
+def test_what_a_run_came_to_is_not_replaced(tmp_path):
+    checkpoints.save(scratch((16, 16), 2), tmp_path / "export")
+    with pytest.raises(ValueError, match=r"export is the end of a run whose checkpoints are gone.*Move it away"):
+        runs.claim(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="not saved a checkpoint"):  # somebody else's, not that of a run
+        runs.exported(tmp_path)
+    index = tmp_path / "export" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {runs.STEP: 7}))
+    assert runs.exported(tmp_path) == runs.locate(tmp_path) == tmp_path / "export"
+
+
+def test_strangers_among_the_checkpoints(tmp_path):
+    kept = saved(tmp_path, 1)
+    for name in ("7", "²", "notes", "99999999999999999999"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "00000009").write_text("a file")
+    assert kept.steps() == [1] and kept.restore(state_of(0))[1] == {"step": 1}
+
+
+def test_the_same_step_may_be_corrupt_twice(tmp_path):
+    kept = saved(tmp_path, 1, 2)
+    for _ in range(2):
+        shutil.rmtree(kept.path(2) / "state")
+        kept.restore(state_of(0))
+        kept.save(2, state_of(2), {})
+        kept.finish()
+    assert sorted(path.name for path in tmp_path.glob("*.corrupt*")) == ["00000002.corrupt", "00000002.corrupt1"]
+
+
+def test_one_training_at_a_time(tmp_path):
+    workdir = tmp_path / "runs" / "one"
+    with runs.held(workdir):
+        with pytest.raises(
+            ValueError, match=rf"another training is at work here.*\(process {os.getpid()} on"
+        ) as caught:
+            with runs.held(workdir):
+                pass
+        assert "\n" not in str(caught.value)
+    with runs.held(workdir):  # the file is there still, and locks nothing
+        pass
+    code = "import sys, time, pathlib; from marigold_jax.runtime.lock import lock\n"
+    code += "with lock(pathlib.Path(sys.argv[1]), 'held'): print('mine', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, workdir / runs.LOCK], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(ValueError, match=f"process {process.pid} on"), runs.held(workdir):
+        pass
+    process.kill()
+    process.wait()
+    with runs.held(workdir):
+        pass
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "below"):
+        with pytest.raises(ValueError, match="wanted a folder for the run, and a file is there"):
+            runs.held(folder)
+
+
+# ------------------------------------------------------------------------------------------------ what a run began from
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return scratch((16, 16), 2)
+
+
+def changed(model, part, name):
+    """The model with one weight of a part that is another."""
+    component = getattr(model, part)
+    return runs.with_params(model, part, component.params | {name: component.params[name] + 1})
+
+
+CHANGES = {
+    "vae": lambda model: changed(model, "vae", "decoder.conv_out.bias"),
+    "unet": lambda model: changed(model, "unet", "conv_in.bias"),
+    "scheduler": lambda model: dataclasses.replace(model, scheduler={**model.scheduler, "beta_end": 0.02}),
+    "prompt": lambda model: dataclasses.replace(model, empty_prompt={n: np.ones((n, 16)) for n in (2, 77)}),
+    "description": lambda model: dataclasses.replace(model, description={**model.description, "_note": 1}),
+}
+
+
+@pytest.fixture
+def resave(monkeypatch):
+    """Puts a model into a folder, to be loaded from wherever that is moved to; nothing is written or read."""
+    there = {}
+
+    def resave(model, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model").touch()
+        there[(folder / "model").stat().st_ino] = model
+        return folder
+
+    def load(folder):
+        return dataclasses.replace(there[(folder / "model").stat().st_ino], folder=folder)
+
+    monkeypatch.setattr(runs.checkpoints, "load", load)
+    return resave
+
+
+def started(workdir, **model):
+    """A run that began, and has saved a checkpoint, as far as can be seen; its configuration."""
+    config = CONFIG | {"model": {"prediction": "depth", **model}, "optim": {"lora_rank": 0}}
+    runs.claim(workdir, config)
+    runs.begin(workdir, config)
+    (workdir / "checkpoints" / "00000001").mkdir(parents=True)
+    return config
+
+
+@pytest.mark.parametrize(
+    "what, objective, lora_rank, message",
+    [
+        ("vae", "diffusion", 0, "the weights of its vae changed"),
+        ("unet", "diffusion", 0, None),  # it trains, and is in the run's own checkpoints
+        ("unet", "diffusion", 4, "the weights of its unet changed"),
+        ("unet", "consistency", 0, "the weights of its unet changed"),  # the teacher
+        ("vae", "autoencoder", 0, None),
+        ("unet", "autoencoder", 0, "the weights of its unet changed"),
+        ("scheduler", "diffusion", 0, "its noise schedule changed"),
+        ("prompt", "end_to_end", 0, "its empty prompt changed"),
+        ("description", "diffusion", 4, None),
+    ],
+)
+def test_what_does_not_train_must_stay(tiny, resave, tmp_path, what, objective, lora_rank, message):
+    folder, workdir = resave(tiny, tmp_path / "base"), tmp_path / "run"
+    config = {
+        **{"model": {"checkpoint": str(folder), "prediction": "depth"}, "run": {}, "data": {}},
+        **{"objective": {"name": objective, "prompt_length": 2}, "optim": {"lora_rank": lora_rank}},
+    }
+    runs.claim(workdir, config)
+    runs.begin(workdir, config)
+    start = json.loads((workdir / "start.json").read_text())
+    assert start["folder"] == str(folder.resolve()) and start["commit"] is None
+    (workdir / "checkpoints" / "00000001").mkdir(parents=True)
+    runs.begin(workdir, config)
+    resave(CHANGES[what](tiny), folder)
+    if message is None:
+        runs.begin(workdir, config)
+    else:
+        for again in (lambda: runs.begin(workdir, config), lambda: runs._begun(workdir, runs._config_of(workdir))):
+            with pytest.raises(ValueError, match=f"base is not what this run began from: {message}") as caught:
+                again()
+            assert "\n" not in str(caught.value)
+    assert json.loads((workdir / "start.json").read_text()) == start  # written once
+
+
+def test_a_base_is_found_from_anywhere_or_said_to_be_gone(tiny, resave, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    resave(tiny, tmp_path / "runs" / "A")
+    config = started(tmp_path / "run", checkpoint="runs/A")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs.begin(tmp_path / "run", config)
+    # The same folder by the name that it has from here is no other configuration.
+    runs.claim(tmp_path / "run", config | {"model": config["model"] | {"checkpoint": "../runs/A"}})
+    with pytest.raises(ValueError, match=r"model.checkpoint was \.\./runs/A, is marigold-rooms"):
+        runs.claim(tmp_path / "run", config | {"model": config["model"] | {"checkpoint": "marigold-rooms"}})
+    (tmp_path / "runs" / "A").rename(tmp_path / "B")
+    with pytest.raises(FileNotFoundError, match=r"runs/A: no such folder, and this run began from it \(runs/A\)"):
+        runs.begin(tmp_path / "run", config)
+    (tmp_path / "elsewhere" / "runs").mkdir()
+    (tmp_path / "B").rename(tmp_path / "elsewhere" / "runs" / "A")  # all was moved, and the name leads there
+    runs.begin(tmp_path / "run", config)
+
+
+def test_a_base_that_is_a_run_may_not_go_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objective = {"name": "autoencoder", "prompt_length": 2}
+    runs.claim(tmp_path / "A", CONFIG | {"objective": objective})
+    kept = runs.Checkpoints(tmp_path / "A" / "checkpoints")
+
+    def train_on(step):
+        params = CHANGES["vae"](tiny).vae.params if step == 2 else tiny.vae.params
+        kept.save(step, {"params": params, "step": jnp.int32(step)}, {})
+        kept.finish()
+
+    train_on(1)
+    config = started(tmp_path / "B", checkpoint="A")
+    start = json.loads((tmp_path / "B" / "start.json").read_text())
+    assert (start["folder"], start["step"]) == (str(tmp_path / "A" / "export"), 1)
+    train_on(2)
+    runs.begin(tmp_path / "B", config)  # what was exported is as it was
+    runs.exported(tmp_path / "A")
+    with pytest.raises(ValueError, match=r"\(step 1 of that run then, step 2 now\): the weights of its vae changed"):
+        runs.begin(tmp_path / "B", config)
+
+
+def test_a_commit_is_pinned(tiny, resave, tmp_path, monkeypatch):
+    home, commit = tmp_path / "models--someone--tiny" / "snapshots", "0123456789" * 4
+    resave(tiny, home / commit)
+    asked = []
+    monkeypatch.setattr(sources, "_download", lambda *what: asked.append(what[:2]) or home / commit)
+    config = started(tmp_path / "run", checkpoint="someone/tiny")
+    start = json.loads((tmp_path / "run" / "start.json").read_text())
+    assert (start["repository"], start["commit"]) == ("someone/tiny", commit)
+    runs.begin(tmp_path / "run", config)
+    assert asked == [("someone/tiny", None)]  # the first time
+    (home / commit).rename(tmp_path / "kept")  # a cache that was emptied, or another machine
+    monkeypatch.setattr(sources, "_download", lambda *what: asked.append(what[:2]) or tmp_path / "kept")
+    runs.begin(tmp_path / "run", config)
+    assert asked[1:] == [("someone/tiny", commit)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"checkpoint": 1}', '{"checkpoint": "a", "folder": 3}'])
+def test_a_broken_start_costs_one_line(tiny, resave, tmp_path, content):
+    config = started(tmp_path / "run", checkpoint=str(resave(tiny, tmp_path / "base")))
+    (tmp_path / "run" / "start.json").write_text(content)
+    with pytest.raises(ValueError, match=r"start\.json") as caught:
+        runs.begin(tmp_path / "run", config)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_older_run_is_pinned_when_it_goes_on(tmp_path, caplog):
+    config = started(tmp_path, checkpoint="scratch", widths=(16, 16), cell=2)
+    written = (tmp_path / "start.json").read_text()
+    assert json.loads(written)["frozen"].keys() >= {"vae", "empty_prompt", "scheduler"}
+    (tmp_path / "start.json").unlink()
+    runs.begin(tmp_path, config)
+    assert "from now on its base is as it is today" in caplog.text and (tmp_path / "start.json").read_text() == written
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_by_those_who_predict(tiny, tmp_path, caplog, monkeypatch):
+    def export(model, step, workdir):
+        exports.append(model.unet.params["a.kernel"])
+        index = workdir / "export" / "model_index.json"
+        index.parent.mkdir()
+        index.write_text(json.dumps({runs.STEP: step}))
+        return index.parent
+
+    exports = []
+    monkeypatch.setattr(runs, "_begun", lambda workdir, config: tiny)
+    monkeypatch.setattr(runs, "_own", lambda structure, params: params)
+    monkeypatch.setattr(runs, "export", export)
+    runs.claim(tmp_path, CONFIG)
+    kept = saved(tmp_path / "checkpoints", 1, 2)
+    flip_a_bit(kept.path(2))
+    folder = runs.exported(tmp_path)
+    assert len(exports) == 1 and (exports[0] == 1).all()
+    assert "00000002 is corrupt" in caplog.text and "taking step 1" in caplog.text
+    assert kept.steps() == [1, 2]  # it is another's run, and only read
+    for step in (1, 2):
+        shutil.rmtree(kept.path(step) / "state")
+    assert runs.exported(tmp_path) == folder  # what is whole is good enough
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"no checkpoint can be read .step 2: .*; step 1: ") as caught:
+        runs.exported(tmp_path)
+    assert "\n" not in str(caught.value) and kept.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": {"what": 1}, "objective": {"name": "diffusion"}}'])
+def test_a_run_with_a_broken_configuration_is_not_exported(tmp_path, content):
+    saved(tmp_path / "checkpoints", 1)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
+        runs.exported(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    asked = []
+    monkeypatch.setattr(sources, "_download", lambda *what: asked.append(what[:2]) or tmp_path)
+    with pytest.raises(FileNotFoundError, match="runs/A: no such folder in runs/, which is here"):
+        runs.locate("runs/A")
+    assert not asked and runs.locate("runs/A@main") == tmp_path and runs.locate("someone/A", "v2") == tmp_path
+    assert asked == [("runs/A", "main"), ("someone/A", "v2")]
+
+
+def test_a_folder_here_wins_over_what_ships(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    assert runs.locate(None) == runs.locate("marigold-rooms") == sources.SHIPPED / "marigold-rooms"
+    (tmp_path / "marigold-rooms").mkdir()
+    assert runs.locate(None) == sources.SHIPPED / "marigold-rooms" and not caplog.text
+    assert runs.locate("marigold-rooms") == Path("marigold-rooms")
+    assert "marigold-rooms is a folder here, and taken in place of the checkpoint that ships" in caplog.text

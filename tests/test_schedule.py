@@ -160,6 +160,21 @@ def test_bfloat16_comes_in_and_float32_goes_out():
         ({"beta_end": 12.0}, r"betas, at least two, all in \(0, 1\]"),
         ({"trained_betas": [0.1, 0.2]}, r"num_train_timesteps=1000 betas.*got shape \(2,\)"),
         ({"num_train_timesteps": 1}, "at least two"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps = 1000000000: wanted a whole number from 1 to 100000"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps = '1000': wanted a whole number"),
+        ({"num_train_timesteps": True}, "num_train_timesteps = True: wanted a whole number"),
+        ({"beta_start": -0.1}, "beta_start = -0.1: wanted a number"),
+        ({"beta_start": float("nan")}, "beta_start = nan: wanted a number"),
+        ({"beta_end": None}, "beta_end = None: wanted a number"),
+        ({"trained_betas": "0.1"}, "trained_betas = '0.1': wanted a list"),
+        ({"trained_betas": [[0.1]] * 1000}, r"trained_betas = \[\[0.1\], "),
+        ({"steps_offset": -1}, "steps_offset = -1: wanted a whole number"),
+        ({"clip_sample": "no"}, "clip_sample = 'no': wanted true or false"),
+        ({"_class_name": ["DDIMScheduler"]}, r"_class_name is \['DDIMScheduler'\], expected one of"),
+        (
+            {"beta_start": 1e-30, "beta_end": 1e-30, "rescale_betas_zero_snr": True},
+            "add no noise that could be rescaled",
+        ),
     ],
 )
 def test_refuses(change, message):

@@ -19,11 +19,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from absl import flags
 from jax.sharding import Mesh
+from ml_collections import config_flags
 from PIL import Image
 from safetensors.numpy import load_file
 
-from marigold_jax import Marigold, progress, runs, sharding, train
+from marigold_jax import Marigold, progress, runs, settings, sharding, train, usage
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.transforms import transform
 from marigold_jax.models import unet
@@ -103,7 +105,8 @@ def run(environment):
 def reference(tmp_path_factory, run):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("reference") / "run"
-    run(command(workdir))
+    said = run(command(workdir)).stdout
+    (workdir.parent / "said").write_text(said)
     return workdir
 
 
@@ -151,6 +154,28 @@ def test_a_run_leaves_what_is_promised(reference):
     assert lines[0]["lr"] == 0 and lines[2]["lr"] == pytest.approx(1e-3)
     assert [path.name for path in sorted((reference / "panels").iterdir())] == ["step_000003.png", "step_000006.png"]
     assert list((reference / "tensorboard").glob("events.*"))
+    assert (reference / "start.json").is_file()
+
+
+def test_a_run_says_what_it_is_doing(reference):
+    lines = (reference.parent / "said").read_text().splitlines()
+    first = ["loading the model (scratch) and the data", f"step 1 of {STEPS}: compiling, which may take minutes"]
+    assert lines[:2] == first and lines[2].startswith(f"step 1/{STEPS}")
+    assert lines.count("validating 2 pictures") == 2 and lines[-1].startswith("finished: ")
+
+
+def test_a_run_that_is_over_is_read_while_another_may_not_write(reference, run, tmp_path):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write("garbage\n[1]\n{}")
+    with runs.held(workdir):
+        done = run(command(workdir), status=1)
+        assert f"{workdir}: another training is at work here" in done.stderr and done.stderr.count("\n") == 1
+        assert runs.locate(workdir) == workdir / "export"
+    done = run(command(workdir, "--config.run.steps=3"))
+    assert f"{STEPS} steps are done, config.run.steps=3: nothing is left to train" in done.stdout
+    assert f"dropping 3 line(s) that cannot be read as records: {STEPS + 1}, {STEPS + 2}, {STEPS + 3}" in done.stdout
+    assert_same(workdir, reference)
 
 
 def test_the_export_loads_here_and_in_diffusers(reference):
@@ -223,8 +248,10 @@ def test_wrong_flags_cost_one_line(run, tmp_path):
         "--config.data.batch_size=many": "batch_size",
         "--config.data.train=(('rooms/train', 1/3),)": "config.data.train: wanted pairs with numbers",
         "--nonsense=1": "nonsense",
+        "more": "more: wanted flags alone, each as --name=value",
+        "--config.run.log_every=0": "config.run.log_every=0: wanted a whole number, 1 or more",
     }.items():
-        done = run(command(tmp_path / "run", flag), status=1 if "train" in flag else 2)
+        done = run(command(tmp_path / "run", flag), status=1 if "train" in flag or "log" in flag else 2)
         assert complaint in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
@@ -233,6 +260,79 @@ def test_a_missing_configuration_costs_one_line(run, tmp_path, more):
     program = [sys.executable, "-m", "marigold_jax.train", "--config", "nowhere.py", "--workdir", tmp_path / "run"]
     done = run([*map(str, program), *more], status=2)
     assert "nowhere.py" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    "program, flags, status, wanted",
+    [
+        ("train", ["--help"], 0, ["Trains or fine-tunes", "--workdir", "is executed", "--config.SECTION.KEY=VALUE"]),
+        ("aot", ["--help"], 0, ["What a training or a prediction would need", "--target", "--dtype", "is executed"]),
+        ("train", ["--workdir", "run"], 2, ["error: --config is missing"]),
+        ("train", ["--config.run.steps=3", "--workdir", "run"], 2, ["error: --config is missing"]),
+        ("train", ["--config", "configs/quickstart.py"], 2, ["error: --workdir is missing"]),
+        ("train", ["--config"], 2, ["Missing value for flag --config"]),
+        ("aot", ["--config", "configs/quickstart.py"], 2, ["error: --target is missing"]),
+    ],
+)
+def test_programs_explain_themselves_and_name_what_is_missing(run, program, flags, status, wanted):
+    done = run([sys.executable, "-m", f"marigold_jax.{program}", *flags], status)
+    said = done.stderr if status else done.stdout
+    assert all(part in said for part in wanted), said
+    assert said.count("\n") == 1 if status else not done.stderr and "absl" not in said
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("def get_config():\n    return 1 / 0\n", ", line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", ", line 1: invalid syntax"),
+        ("x = 1\n", "wanted a Python file with a function get_config"),
+        ("import nowhere_at_all\n", ", line 1: ModuleNotFoundError"),
+        ("def get_config():\n    pass\n", "get_config returned nothing"),
+    ],
+)
+def test_a_configuration_that_fails_costs_one_line(tmp_path, text, complaint, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    monkeypatch.setattr(usage.flags, "FLAGS", values)
+    with pytest.raises(SystemExit) as caught:
+        usage.parse(["train", "--config", str(file)], "", {"config": "a file"})
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and complaint in said and str(file) in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_is_allowed(name):
+    settings.check(load_config(name).to_dict())
+
+
+@pytest.mark.parametrize(
+    "section, key, value, complaint",
+    [
+        ("run", "steps", 0, "config.run.steps=0: wanted a whole number, 1 or more"),
+        ("run", "checkpoint_every", 0, "config.run.checkpoint_every=0: wanted"),
+        ("run", "steps", 2.5, "config.run.steps=2.5: wanted a whole number"),
+        ("run", "seed", 2**32, "config.run.seed=4294967296: wanted 0 to 4294967295"),  # JAX takes it for 0
+        ("run", "validation_images", 0, "or 0 for config.run.evaluate_every"),
+        ("data", "batchsize", 3, "config.data.batchsize: no such configuration key"),
+        ("data", "far_fill", None, "config.data.far_fill is missing"),
+        ("optim", "momentum", 3, "config.optim.momentum: no such configuration key"),
+        ("optim", "betas", None, "config.optim.betas is missing"),
+        ("model", "chekpoint", "x", "config.model.chekpoint: no such configuration key"),
+        ("objective", "strenght", 1, "config.objective.strenght: no such configuration key"),
+        ("objective", "name", "magic", "config.objective.name=magic: wanted one of autoencoder"),
+        ("mode", "name", "x", "config.mode: no such section"),
+    ],
+)
+def test_what_a_configuration_may_not_say(section, key, value, complaint):
+    config = load_config("quickstart").to_dict()
+    config[section] = {**config.get(section, {}), key: value}
+    if value is None:
+        del config[section][key]
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        settings.check(config)
 
 
 def test_another_configuration_is_refused(reference):
@@ -325,6 +425,53 @@ def test_lines_that_will_be_repeated_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     progress.Progress(tmp_path, 2, 4, samples_per_step=1).close()
     assert [line["step"] for line in records(tmp_path)] == [1, 2]
+
+
+def test_lines_that_are_no_records_are_dropped_and_said(tmp_path, capsys):
+    good, huge = [b'{"step": 1, "loss": 2.0}', b'{"step": 2}'], b"[" * 100_000
+    bad = [b"{", b"null", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'{"step": true}', b"\xff\xfe", b"", b"x" * 9, huge]
+    content = b"\n".join([good[0], *bad, good[1]])  # and the last is not ended
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    reporter = progress.Progress(tmp_path, 2, 4, samples_per_step=1)
+    reporter.record(3, {"loss": 1.0})
+    reporter.close()
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 3]
+    assert f"dropping {len(bad)} line(s) that cannot be read as records: 2, 3," in capsys.readouterr().out
+
+
+def test_a_step_that_still_runs_is_waited_for_before_the_clock_stops(tmp_path, monkeypatch):
+    """A step of ten seconds, of which the host waits for none; then a validation of a hundred."""
+    now, running = [0.0], [10.0]
+
+    def wait(pending):
+        now[0] += running.pop()
+
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.jax, "block_until_ready", wait)
+    reporter = progress.Progress(tmp_path, 0, 4, samples_per_step=8)
+    with reporter.paused("metrics"):
+        now[0] += 100
+    reporter.record(1, {})
+    assert records(tmp_path)[0]["samples_per_second"] == pytest.approx(8 / 10)
+
+
+def test_a_disk_that_fills_tears_no_line_in_silence(tmp_path, monkeypatch):
+    reporter = progress.Progress(tmp_path, 0, 4, samples_per_step=1)
+
+    class Full:
+        """Takes five bytes, and no more, as a disk does that has five left."""
+
+        written, left = b"", 5
+
+        def write(self, content):
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            self.written, self.left = bytes(content[: self.left]), 0
+            return len(self.written)
+
+    monkeypatch.setattr(reporter, "_file", Full())
+    with pytest.raises(OSError, match="No space left"):
+        reporter.record(1, {})
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """Checkpoints: every layout that is read, the round trip to diffusers, and what is said of a broken one."""
 
+import dataclasses
 import json
+import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import diffusers
 import jax.numpy as jnp
@@ -39,6 +42,10 @@ def original(tmp_path_factory):
 def folder(original, tmp_path):
     """A copy that a test may break."""
     return shutil.copytree(original, tmp_path / "copy")
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def edit(file, change):
@@ -235,6 +242,35 @@ def test_empty_prompt_is_computed_once(original, monkeypatch, tmp_path):
     checkpoint.load(original)
 
 
+def test_the_stored_prompt_follows_the_tokenizer(folder, tmp_path):
+    """Another padding token is another answer to the 77 rows, and none of NaN or half a file is ever taken."""
+    first = checkpoint.load(folder).empty_prompt
+    (cached,) = (tmp_path / "user_cache" / "empty_prompt").iterdir()
+    for content in (cached.read_bytes()[:100], b"", None):
+        if content is None:
+            save_file({name: np.full_like(x, np.nan) for name, x in load_file(cached).items()}, cached)
+        else:
+            cached.write_bytes(content)
+        np.testing.assert_array_equal(checkpoint.load(folder).empty_prompt[77], first[77])
+        assert np.isfinite(load_file(cached)["rows_77"]).all()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / "tokenizer" / name).exists():
+            edit_json(folder / "tokenizer" / name, pad_token="<|endoftext|>")
+    second = checkpoint.load(folder).empty_prompt
+    np.testing.assert_array_equal(second[2], first[2])
+    assert np.abs(second[77] - first[77]).max() > 0.01
+
+
+def test_an_answer_of_nan_is_not_stored(folder, tmp_path):
+    edit(
+        folder / "text_encoder" / "model.safetensors",
+        lambda tensors: tensors.update({"final_layer_norm.weight": np.full(24, 3e38, np.float32)}),
+    )
+    with pytest.raises(ValueError, match=r"text_encoder: its answer to the empty prompt: .* NaN or infinite"):
+        checkpoint.load(folder)
+    assert not (tmp_path / "user_cache" / "empty_prompt").exists()
+
+
 def test_ids_of_the_empty_prompt(tmp_path):
     assert empty_prompt.token_ids(tmp_path / "absent") == {"bos": 49406, "eos": 49407, "pad": 0}
     words = ["!", "a</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -266,6 +302,138 @@ def test_inflation(tmp_path, bias, factor):
     assert diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "wide" / "unet").conv_in.in_channels == 8
 
 
+def test_three_copies_share_the_kernel_and_the_bias():
+    narrow = scratch((16, 16))
+    channels = narrow.vae.config.latent_channels
+    config = dataclasses.replace(narrow.unet.config, in_channels=channels)
+    bias = jnp.arange(16, dtype=jnp.float32)
+    params = narrow.unet.params | {"conv_in.kernel": jnp.ones((3, 3, channels, 16)), "conv_in.bias": bias}
+    narrow = dataclasses.replace(narrow, unet=dataclasses.replace(narrow.unet, config=config, params=params))
+    for kind, wanted in {"marigold": bias, "e2e_ft": bias / 3}.items():
+        wide = checkpoint.inflate(narrow, kind, copies=3).unet
+        assert wide.config.in_channels == 3 * channels
+        np.testing.assert_allclose(wide.params["conv_in.kernel"], 1 / 3, rtol=1e-6)
+        np.testing.assert_allclose(wide.params["conv_in.bias"], wanted, rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------- Stable Diffusion 1's
+
+
+def test_a_unet_of_stable_diffusion_1_comes_back_as_it_was(folder, tmp_path, caplog):
+    """Its two 1x1 convolutions in each transformer are matrices here; eight heads everywhere; it predicts the noise."""
+    theirs = oracle.unet(use_linear_projection=False, attention_head_dim=4)
+    shutil.rmtree(folder / "unet")
+    theirs.save_pretrained(folder / "unet")
+    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=False)
+    loaded = checkpoint.load(folder)
+    assert loaded.unet.params["mid_block.attentions.0.proj_in.kernel"].shape == (32, 32)
+    assert Marigold(loaded).sampler(2).timesteps.tolist() == [999, 499]
+    checkpoint.save(loaded, tmp_path / "native", "native")
+    checkpoint.save(checkpoint.load(tmp_path / "native"), tmp_path / "exported")
+    before, after = load_file(folder / UNET_FILE), load_file(tmp_path / "exported" / UNET_FILE)
+    assert before.keys() == after.keys()
+    assert before["mid_block.attentions.0.proj_in.weight"].shape == (32, 32, 1, 1)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "exported" / "unet")
+    assert (again.config.use_linear_projection, again.config.attention_head_dim) == (False, 4)
+    assert not [record for record in caplog.records if record.name.startswith("marigold_jax")]
+
+
+# ------------------------------------------------------------------------------------------------- keys of tomorrow
+
+
+def test_keys_that_nobody_knows_are_passed_over_with_one_line_each(original, folder, caplog):
+    for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
+        edit_json(folder / file, wings=2, _note="ours")
+    assert_same_params(checkpoint.load(folder), checkpoint.load(original))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
+        assert f"{folder / file}: passing over what is not known here: 'wings'" in lines
+    assert "wings" not in checkpoint.load(folder).scheduler
+    edit_json(folder / "unet/config.json", class_embed_type="timestep")
+    with pytest.raises(ValueError, match="class_embed_type = 'timestep', only None is implemented"):
+        checkpoint.load(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- other families
+
+UNET_CONFIG, INDEX_FILE, SCHEDULER_FILE = "unet/config.json", "model_index.json", "scheduler/scheduler_config.json"
+FAMILIES = {
+    "intrinsics by class": (
+        {INDEX_FILE: {"_class_name": "MarigoldIntrinsicsPipeline"}},
+        "Marigold for intrinsic images",
+    ),
+    "intrinsics by channels": ({UNET_CONFIG: {"in_channels": 12, "out_channels": 8}}, "Marigold for intrinsic images"),
+    "lighting": ({UNET_CONFIG: {"in_channels": 16, "out_channels": 12}}, "Marigold for intrinsic images"),
+    "high resolution": ({INDEX_FILE: {"boosting_unet": ["diffusers", "X"]}}, "Marigold for high resolution"),
+    "Lotus-D": (
+        {
+            UNET_CONFIG: {
+                "in_channels": 4,
+                "class_embed_type": "projection",
+                "projection_class_embeddings_input_dim": 4,
+            }
+        },
+        "Lotus (",
+    ),
+    "Lotus-G": (
+        {UNET_CONFIG: {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}},
+        "Lotus-G or GeoWizard 2",
+    ),
+    "GeoWizard": (
+        {UNET_CONFIG: {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10}},
+        "GeoWizard (a class embedding of 10",
+    ),
+    "GenPercept": (
+        {UNET_CONFIG: {"in_channels": 4}, SCHEDULER_FILE: {"beta_start": 1.0, "beta_end": 1.0}},
+        "GenPercept (a UNet from 4 to 4",
+    ),
+    "StableNormal": ({INDEX_FILE: {"_class_name": "StableNormalPipeline"}}, "StableNormal (its _class_name"),
+    "YOSO": ({INDEX_FILE: {"controlnet": ["diffusers", "ControlNetModel"]}}, "such as StableNormal (its controlnet/)"),
+    "RollingDepth": ({INDEX_FILE: {"_class_name": "RollingDepthPipeline"}}, "RollingDepth (its _class_name"),
+    "frames": ({UNET_CONFIG: {"_class_name": "MultiViewUNetModel"}}, "RollingDepth (a UNet for several frames)"),
+    "inpainting": ({UNET_CONFIG: {"in_channels": 9}}, "for inpainting"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), FAMILIES.values(), ids=FAMILIES)
+def test_other_families_are_named_and_not_converted(folder, tmp_path, capsys, changes, words):
+    for file, change in changes.items():
+        edit_json(folder / file, **change)
+    assert convert.main(["--source", str(folder), "--output", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {folder}: looks like ") and message.count("\n") == 1
+    assert words in message and "not supported here" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_an_index_is_named_too(folder):
+    (folder / "model_index.json").unlink()
+    shutil.move(folder / "unet", folder / "unet_v2")
+    with pytest.raises(FileNotFoundError, match=r"looks like GeoWizard \(its unet_v2/\)"):
+        checkpoint.load(folder)
+    with pytest.raises(FileNotFoundError, match="one part of a checkpoint: name the folder above"):
+        checkpoint.load(folder / "vae")
+
+
+def test_a_model_that_nothing_runs_is_not_written(folder, tmp_path, capsys):
+    shutil.rmtree(folder / "unet")
+    oracle.unet(in_channels=12).save_pretrained(folder / "unet")
+    assert convert.main(["--source", str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert "the UNet maps 12 to 4 channels, wanted 8 to 4\n" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_speaks_of_video_gets_a_line(original, tmp_path, caplog):
+    folder = tmp_path / "models--prs-eth--rollingdepth-v1-0" / "snapshots" / ("0" * 40)
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(original)
+    checkpoint.load(folder)
+    assert "by its name a model of videos; here it estimates each picture by itself" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------------- broken folders
 
 
@@ -277,11 +445,6 @@ def break_tensors(folder):
     edit(folder / UNET_FILE, change)
 
 
-def edit_config(folder):
-    file = folder / "unet" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"wings": 2}))
-
-
 def truncate(folder):
     (folder / UNET_FILE).write_bytes((folder / UNET_FILE).read_bytes()[:5000])
 
@@ -291,20 +454,156 @@ def lose_a_shard(folder):
     next(folder.glob("unet/*-00002-*")).unlink()
 
 
+def set_tensor(file, name, change):
+    return lambda folder: edit(folder / file, lambda tensors: tensors.update({name: change(tensors[name].copy())}))
+
+
+def poison(value):
+    def change(array):
+        array.flat[1] = value
+        return array
+
+    return change
+
+
+def to_fifo(name):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def to_index(weight_map, **more):
+    def change(folder):
+        to_shards(folder)
+        file = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        file.write_text(json.dumps(more if weight_map is None else {"weight_map": weight_map}))
+
+    return change
+
+
+def to_bin(content):
+    def change(folder):
+        (folder / VAE_FILE).unlink()
+        torch.save(content, folder / "vae" / "diffusion_pytorch_model.bin")
+
+    return change
+
+
+def prompt(**changes):
+    def change(folder):
+        rows = {"rows_2": np.zeros((2, 24), np.float32), "rows_77": np.zeros((77, 24), np.float32)}
+        rows = {name: array for name, array in (rows | changes).items() if array is not None}
+        save_file(rows, folder / "empty_prompt.safetensors")
+
+    return change
+
+
+def json_change(file, **changes):
+    return lambda folder: edit_json(folder / file, **changes)
+
+
+MORE_BROKEN = {
+    "a NaN": (set_tensor(UNET_FILE, "conv_in.bias", poison(np.nan)), [UNET_FILE, "'conv_in.bias': 1 of 16 numbers"]),
+    "an infinity": (set_tensor(VAE_FILE, "quant_conv.bias", poison(np.inf)), [VAE_FILE, "'quant_conv.bias': 1 of 8"]),
+    "too large for float32": (
+        set_tensor(UNET_FILE, "conv_in.bias", lambda x: np.full(x.shape, 1e300)),
+        ["conv_in.bias as float32: 16 of 16"],
+    ),
+    "whole numbers": (
+        set_tensor(UNET_FILE, "conv_in.bias", lambda x: x.astype(np.int32)),
+        [UNET_FILE, "'conv_in.bias' is int32, wanted floating-point"],
+    ),
+    "a NaN in the text encoder": (
+        set_tensor("text_encoder/model.safetensors", "final_layer_norm.bias", poison(np.nan)),
+        ["text_encoder/model.safetensors", "final_layer_norm.bias"],
+    ),
+    "no weight_map": (to_index(None, metadata={}), ["index.json: weight_map = None: wanted an object"]),
+    "a weight_map of numbers": (to_index({"conv_in.bias": 3}), ["index.json: weight_map", "wanted an object"]),
+    "a weight_map that leaves": (to_index({"a": "../vae/config.json"}), ["index.json: weight_map", "without '..'"]),
+    "an absolute weight_map": (to_index({"a": "/etc/passwd"}), ["index.json: weight_map", "wanted a relative name"]),
+    "a pickled list": (to_bin([1, 2]), ["model.bin: holds a list, wanted a dict"]),
+    "a pickled number": (to_bin({"a": 3}), ["model.bin: 'a' is a int, wanted names and tensors only"]),
+    "a pickled nest": (to_bin({"state_dict": {"a": torch.zeros(2)}}), ["'state_dict' is a dict"]),
+    "a pickle that is huge by its strides": (
+        to_bin({"decoder.conv_in.bias": torch.zeros(1, dtype=torch.float16).expand(10**12)}),
+        ["model.bin", "tensors do not fit"],
+    ),
+    "a FIFO for weights": (to_fifo(VAE_FILE), [VAE_FILE, "wanted a regular file, found a FIFO"]),
+    "a FIFO for a config": (to_fifo("vae/config.json"), ["vae/config.json: wanted a regular file, found a FIFO"]),
+    "a FIFO for the index": (to_fifo("model_index.json"), ["model_index.json: wanted a regular file"]),
+    "a FIFO for the prompt": (to_fifo("empty_prompt.safetensors"), ["empty_prompt.safetensors: wanted a regular"]),
+    "a FIFO for the tokenizer": (to_fifo("tokenizer/vocab.json"), ["tokenizer/vocab.json: wanted a regular file"]),
+    "a text for steps": (
+        json_change("model_index.json", default_denoising_steps="ten"),
+        ["model_index.json: default_denoising_steps = 'ten': wanted a whole number from 1 to 1000"],
+    ),
+    "no steps": (json_change("model_index.json", default_denoising_steps=-1), ["default_denoising_steps = -1"]),
+    "a resolution of 7": (json_change("model_index.json", default_processing_resolution=7), ["= 7: wanted", "by 8"]),
+    "a huge resolution": (json_change("model_index.json", default_processing_resolution=10**9), ["= 1000000000: wan"]),
+    "a flag as a text": (
+        json_change("model_index.json", scale_invariant="yes"),
+        ["scale_invariant = 'yes': wanted true"],
+    ),
+    "timesteps as a text": (
+        json_change(SCHEDULER_FILE, num_train_timesteps="1000"),
+        [SCHEDULER_FILE, "num_train_timeste"],
+    ),
+    "a milliard of timesteps": (json_change(SCHEDULER_FILE, num_train_timesteps=10**9), [SCHEDULER_FILE, "to 100000"]),
+    "a list of betas": (
+        json_change(SCHEDULER_FILE, beta_start=[0.1]),
+        [SCHEDULER_FILE, "beta_start = [0.1]: wanted a numb"],
+    ),
+    "a negative beta": (
+        json_change(SCHEDULER_FILE, beta_end=-0.1),
+        [SCHEDULER_FILE, "beta_end = -0.1: wanted a number"],
+    ),
+    "a class that is a list": (
+        json_change("vae/config.json", _class_name=["x"]),
+        ["vae/config.json: the vae is of class ['x']"],
+    ),
+    "a huge width": (
+        json_change(UNET_CONFIG, block_out_channels=[16, 10**9]),
+        [UNET_CONFIG, "= [16, 1000000000]: wanted"],
+    ),
+    "a width that is too large": (json_change(UNET_CONFIG, block_out_channels=[16, 16384]), [UNET_FILE, "wrong shape"]),
+    "groups that do not divide": (
+        json_change("vae/config.json", norm_num_groups=5),
+        ["vae/config.json", "wanted multiples"],
+    ),
+    "heads that do not divide": (
+        json_change("text_encoder/config.json", num_attention_heads=5),
+        ["text_encoder/config.json"],
+    ),
+    "a vocabulary that is none": (
+        lambda f: (f / "tokenizer/vocab.json").write_text('{"<|endoftext|>": "4"}'),
+        ["tokenizer/vocab.json: <|startoftext|> = None: wanted a whole number"],
+    ),
+    "rows of NaN": (
+        prompt(rows_2=np.full((2, 24), np.nan, np.float32)),
+        ["empty_prompt.safetensors: 'rows_2': 48 of 48"],
+    ),
+    "missing rows": (prompt(rows_77=None), ["empty_prompt.safetensors: rows_77: wanted 77 rows, it is missing"]),
+    "one row": (prompt(rows_2=np.zeros((1, 24), np.float32)), ["rows_2: wanted 2 rows, its shape is [1, 24]"]),
+    "rows of another model": (
+        prompt(rows_2=np.zeros((2, 8), np.float32), rows_77=np.zeros((77, 8), np.float32)),
+        ["the empty prompt is 8 numbers wide", "cross_attention_dim is 24"],
+    ),
+}
 BROKEN = {
     "tensors": (break_tensors, ["3 tensors do not fit", "missing: conv_in.bias", "extra: stray", "is [4, 3, 3, 3]"]),
     "truncated": (truncate, [UNET_FILE, "download it again"]),
     "no weights": (lambda f: (f / UNET_FILE).unlink(), ["unet: no weights here"]),
     "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae/config.json: no such file"]),
     "bad json": (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json: not valid JSON"]),
-    "unknown key": (edit_config, ["unet/config.json", "unknown key 'wings'"]),
     "no text encoder": (lambda f: shutil.rmtree(f / "text_encoder"), ["empty_prompt.safetensors or text_encoder/"]),
     "nothing": (lambda f: (f / "model_index.json").unlink(), ["neither model_index.json"]),
     "a missing shard": (lose_a_shard, ["-00002-of-00002", "missing"]),
 }
 
 
-@pytest.mark.parametrize(("damage", "words"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("damage", "words"), (BROKEN | MORE_BROKEN).values(), ids=BROKEN | MORE_BROKEN)
 def test_a_broken_folder_is_named_in_one_line(folder, tmp_path, capsys, damage, words):
     damage(folder)
     assert convert.main(["--source", str(folder), "--output", str(tmp_path / "out")]) == 1
@@ -314,6 +613,61 @@ def test_a_broken_folder_is_named_in_one_line(folder, tmp_path, capsys, damage, 
         assert word in message
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda stored: stored.pop("unet"), "unet = None: wanted an object"),
+        (lambda stored: stored.update(scheduler=[]), r"scheduler = \[\]: wanted an object"),
+        (lambda stored: stored["vae"].update(scaling_factor="a"), "scaling_factor = 'a': wanted a number"),
+        (lambda stored: stored["unet"].update(block_out_channels=[16, 16384]), "do not fit the configuration, such as"),
+        (lambda stored: stored["description"].update(default_denoising_steps=0), "default_denoising_steps = 0"),
+        (lambda stored: stored["files"].update({"../a": 1}), "without '..'"),
+    ],
+)
+def test_a_damaged_native_checkpoint(native, tmp_path, change, words):
+    folder = shutil.copytree(native, tmp_path / "native")
+    stored = json.loads((folder / "marigold.json").read_text())
+    change(stored)
+    (folder / "marigold.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=words) as error:
+        checkpoint.load(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def native(original, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("native") / "native"
+    checkpoint.save(checkpoint.load(original), folder, "native")
+    return folder
+
+
+def test_native_files_that_are_cut_short_or_gone(native, tmp_path, capfd):
+    sizes = json.loads((native / "marigold.json").read_text())["files"]
+    largest = max(sizes, key=sizes.get)
+    for number, damage in enumerate((lambda file: os.truncate(file, 100), os.remove)):
+        folder = shutil.copytree(native, tmp_path / f"{number}")
+        damage(folder / largest)
+        assert convert.main(["--source", str(folder), "--output", str(tmp_path / "out")]) == 1
+        message = capfd.readouterr().err
+        assert message.startswith(f"error: {folder}") and message.count("\n") == 1 and largest in message
+
+
+def test_nan_in_a_native_checkpoint(original, tmp_path):
+    loaded = checkpoint.load(original)
+    loaded.vae.params["quant_conv.bias"] = loaded.vae.params["quant_conv.bias"].at[2].set(np.nan)
+    checkpoint.save(loaded, tmp_path / "native", "native")
+    with pytest.raises(ValueError, match=r"vae.quant_conv.bias: 1 of 8 numbers are NaN or infinite"):
+        checkpoint.load(tmp_path / "native")
+
+
+def test_links_out_of_the_text_encoder_are_not_followed_into_devices(folder, tmp_path):
+    loaded = checkpoint.load(folder)
+    (folder / "text_encoder" / "extra").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="text_encoder/extra: wanted a regular file, found a device"):
+        checkpoint.save(loaded, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_pickles_without_pytorch(folder, monkeypatch):
@@ -390,6 +744,115 @@ def test_a_vae_is_found_alone_and_in_a_checkpoint(original, hub_cache, tmp_path)
         assert found.name.startswith(last) and (found / "diffusion_pytorch_model.safetensors").is_file()
     with pytest.raises(FileNotFoundError, match="someone/none: no such folder here"):
         sources.resolve_vae("someone/none")
+
+
+def test_a_folder_wins_over_what_ships(original, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "marigold-rooms").symlink_to(original)
+    assert sources.resolve("marigold-rooms").resolve() == original.resolve()
+    assert "marigold-rooms: taking the folder of that name here, not the checkpoint that ships" in caplog.text
+    assert sources.resolve(None) == sources.SHIPPED / "marigold-rooms"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.safetensors", "wanted a folder, found one file of weights"),
+        ("model.zip", "wanted a folder, found an archive: unpack it"),
+        ("notes", "wanted a folder, found a file"),
+        ("", "wanted a folder, found no name"),
+        ("x" * 5000, "File name too long"),
+        ("~nobody-of-this-name/model", "home directory"),
+        ("owner/name with spaces", "no such folder, and not a Hugging Face id"),
+        ("owner/name\n\x1b[31m", r"owner/name\\n\\x1b\[31m: no such folder"),
+        ("owner/na\0me", "no such folder"),
+        ("owner/name@", "no such folder, and not a Hugging Face id"),
+        ("a/b/c/d", "no such folder"),
+    ],
+)
+def test_odd_names(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    for file in ("model.safetensors", "model.zip", "notes"):
+        (tmp_path / file).touch()
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        sources.resolve(name)
+    assert str(error.value).isprintable()
+
+
+def test_a_revision_is_said_once(tmp_path, caplog):
+    with pytest.raises(ValueError, match="owner/name@a: and revision b: name one of the two"):
+        sources.resolve("owner/name@a", revision="b")
+    assert sources.resolve(tmp_path, revision="b") == tmp_path
+    assert "so revision b plays no part" in caplog.text
+
+
+SINGLE = "diffusion_pytorch_model.safetensors"
+LISTING = {  # one part in shards, one in half precision, one pickled: what is wanted and what is not
+    "model_index.json": True,
+    "README.md": False,
+    "scheduler/scheduler_config.json": True,
+    "tokenizer/merges.txt": True,
+    "safety_checker/model.safetensors": False,
+    "unet/config.json": True,
+    "unet/diffusion_pytorch_model.safetensors.index.json": True,
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors": True,
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors": True,
+    "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors": False,
+    "unet/diffusion_pytorch_model.fp16.safetensors": False,
+    "unet/diffusion_pytorch_model.bin": False,
+    "vae/config.json": True,
+    "vae/diffusion_pytorch_model.fp16.safetensors": True,
+    "vae/diffusion_pytorch_model.bin": False,
+    "text_encoder/config.json": True,
+    "text_encoder/pytorch_model.bin": True,
+    "text_encoder/pytorch_model.fp16.bin": False,
+    "v1-5-pruned.safetensors": False,
+}
+
+
+def test_each_part_of_a_repository_brings_one_kind_of_weights():
+    assert sources.wanted_files(LISTING) == sorted(name for name, wanted in LISTING.items() if wanted)
+    whole = sources.wanted_files([*LISTING, f"unet/{SINGLE}", f"vae/{SINGLE}"])
+    assert [name for name in whole if name.endswith("safetensors")] == [f"unet/{SINGLE}", f"vae/{SINGLE}"]
+    assert sources.wanted_files(["model_index.json", "unet/model.onnx"]) == []
+    assert sources.wanted_files(["marigold.json", "params/d/1"]) == ["marigold.json", "params/d/1"]
+    alone = ["config.json", "diffusion_pytorch_model.bin", SINGLE]
+    assert sources.wanted_files(alone, ("vae", "")) == ["config.json", SINGLE]
+    assert f"vae/{SINGLE}" in sources.wanted_files([f"vae/{SINGLE}", SINGLE], ("vae", ""))
+    assert SINGLE not in sources.wanted_files([f"vae/{SINGLE}", SINGLE], ("vae", ""))
+
+
+def test_a_mixed_repository_is_downloaded_and_loads(original, folder, tmp_path, monkeypatch):
+    """A hub in a folder: a listing and the files that are asked for, of the commit that was listed."""
+    import huggingface_hub
+
+    to_shards(folder)
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VAE_FILE).items()}
+    torch.save(tensors, folder / VAE_FILE.replace(".safetensors", ".bin"))
+    (folder / VAE_FILE).unlink()
+    commit, asked = "c" * 40, []
+
+    class Hub:
+        def model_info(self, repository, *, revision=None):
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            files = [SimpleNamespace(rfilename=name) for name in names]
+            return SimpleNamespace(sha=commit, siblings=files)
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked.append(revision)
+        snapshot = tmp_path / "models--someone--mixed" / "snapshots" / revision
+        for name in allow_patterns:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = sources.resolve("someone/mixed", revision="v2")
+    assert asked == [commit] and sources.commit_of(found) == ("someone/mixed", commit)
+    assert sources.commit_of(sources.resolve_vae("someone/mixed")) == ("someone/mixed", commit)
+    assert sources.commit_of(folder) is None
+    assert_same_params(checkpoint.load(found), checkpoint.load(original))
 
 
 def test_a_hub_id_that_cannot_be_had(hub_cache):

@@ -8,7 +8,6 @@ import io
 import math
 import re
 import zipfile
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8, UInt16
@@ -41,7 +40,7 @@ def npz(content: bytes, path: str) -> Shaped[np.ndarray, "h w c"]:
         raise BadFrame("unreadable array", f"{path}: {error}") from None
 
 
-def _numpy(file: BinaryIO | io.BytesIO | zipfile.ZipExtFile, size: int, path: str) -> np.ndarray:
+def _numpy(file: io.IOBase, size: int, path: str) -> np.ndarray:
     """`np.load` without pickles, and without the memory that a header claims and the file does not fill."""
     try:
         version = np.lib.format.read_magic(file)

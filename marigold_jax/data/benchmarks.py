@@ -9,7 +9,6 @@ seed the papers predict, how many images there are. A score under another one is
 section 4.2).
 """
 
-import io
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from marigold_jax.data.frames import BadFrame, Part, check_sizes, open_image, read_filename_list
+from marigold_jax.data.maps import array
 from marigold_jax.data.sources import Source, decode
+from marigold_jax.runtime.files import below, printable, regular
 
 ANY_DEPTH = (float("-inf"), float("inf"))
 ETH3D_SIZE = (4032, 6048)  # (height, width) of every raster, which is all that the file holds
@@ -70,7 +71,7 @@ def png(content: bytes) -> bytes:
 
 
 def npy(content: bytes) -> Float32[np.ndarray, "h w 1"]:
-    values = np.load(io.BytesIO(content)).astype(np.float32)
+    values = array(content).astype(np.float32)
     return values.reshape(*values.shape[:2], 1)
 
 
@@ -85,7 +86,7 @@ def vectors(content: bytes, shortest: float = 0.0) -> Float32[np.ndarray, "h w 3
 
     Raises ValueError where the file holds something else.
     """
-    values = np.load(io.BytesIO(content)).astype(np.float32)
+    values = array(content).astype(np.float32)
     if values.ndim != 3 or values.shape[2] != 3:
         raise ValueError(f"wanted normals of shape (height, width, 3), found {values.shape}")
     length = np.linalg.norm(values, axis=-1, keepdims=True)
@@ -106,7 +107,8 @@ def by_stem(rgb: str) -> str:
 def by_number(rgb: str) -> str:
     """a/rgb_0001.png -> a/pred_0001"""
     path = PurePosixPath(rgb)
-    return str(path.with_name(f"pred_{path.stem.split('_')[1]}"))
+    number = [*path.stem.split("_"), path.stem][1]  # a list of somebody's own may have names without "_"
+    return str(path.with_name(f"pred_{number}"))
 
 
 def _normals(container: str, filename_list: str, count: int, **differences: Any) -> Benchmark:
@@ -223,8 +225,8 @@ def published(name: str) -> dict[str, tuple[float, float]]:
 class OfficialSplit:
     """Random access to a test set: `split[i]` is an example as that of `data.sources.PreparedSplit`.
 
-    Raises ValueError, in one line, if the container or the list is not there. An image raises BadFrame if one of its
-    files is missing or broken.
+    Raises ValueError, in one line, if the container or the list is not there, or a name in the list would leave the
+    container. An image raises BadFrame if one of its files is missing or broken.
     """
 
     def __init__(self, name: str, data_dir: str | Path, lists: str | Path):
@@ -243,7 +245,18 @@ class OfficialSplit:
                 f"{name}: wanted one filename list {Path(lists) / self.protocol.filename_list}, found {len(found)}; "
                 "--lists is the folder data_split of Marigold's official repository"
             )
-        self._lines = read_filename_list(found[0])
+        self._lines = read_filename_list(regular(found[0]))
+        columns = [0, 1, *([self.protocol.mask_column] if self.protocol.mask_column else [])]
+        for line in self._lines:
+            if len(line) <= max(columns):
+                raise ValueError(
+                    f"{found[0]}: wanted {max(columns) + 1} columns; {printable(line[0])[:200]!r} has fewer"
+                )
+            for column in columns:
+                try:
+                    below(folder, line[column])
+                except ValueError as error:
+                    raise ValueError(f"{found[0]}: {error}") from None
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -269,7 +282,9 @@ class OfficialSplit:
             record[what] = self.protocol.read(record[what])
             mask = None if column is None else npy(self._part(paths[column]).read()) > 0
             example = decode(record, self.source)
-        except (ValueError, EOFError, OSError) as error:
+        except BadFrame:
+            raise
+        except Exception as error:  # decoders raise nearly anything on a damaged file
             raise BadFrame(f"unreadable {what}", f"{truth}: {error}") from None
         if mask is not None:
             example["mask"] = mask
@@ -279,10 +294,20 @@ class OfficialSplit:
 
     def _part(self, path: str) -> Part:
         if self._members is None:
-            return Part(f"{self.path}/{path}")
+            part = f"{self.path}/{path}"
+            try:
+                regular(part)
+            except FileNotFoundError:
+                raise BadFrame("missing file", part) from None
+            except ValueError as error:
+                raise BadFrame("unreadable file", str(error)) from None
+            return Part(part)
         if path not in self._members:
             raise BadFrame("missing file", f"{self.path}: {path}")
-        return self._members[path]
+        part = self._members[path]
+        if part.offset + part.size > Path(self.path).stat().st_size:
+            raise BadFrame("truncated file", part.name)
+        return part
 
     @cached_property
     def _members(self) -> dict[str, Part] | None:
@@ -290,13 +315,13 @@ class OfficialSplit:
         if Path(self.path).is_dir():
             return None
         try:
-            with tarfile.open(self.path, "r:") as archive:
+            with tarfile.open(regular(self.path), "r:") as archive:
                 return {
                     member.name.removeprefix("./"): Part(self.path, member.name, member.offset_data, member.size)
                     for member in archive
                     if member.isfile()
                 }
-        except tarfile.TarError as error:
+        except Exception as error:  # headers of PAX are text, and parsed
             raise ValueError(f"{self.path}: not a whole tar archive ({error})") from None
 
 

@@ -90,13 +90,13 @@ class Frame:
 
 
 def open_image(content: bytes, path: str, formats: Sequence[str] = ()) -> Image.Image:
-    """Decodes all of an image, so that a truncated one shows; of any format, where none is named. Raises BadFrame."""
+    """Decodes all of an image, of `formats` if they are given, so that a truncated one shows. Raises BadFrame."""
+    Image.init()  # Pillow looks among the formats that it has loaded already, where some are named
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size it refuses
-            image = open_picture(io.BytesIO(content))
-            if formats and image.format not in formats:
-                raise Image.UnidentifiedImageError
+            file = io.BytesIO(content)
+            image = Image.open(file, formats=formats) if formats else open_picture(file)
             image.load()
         return image
     except Exception as error:  # decoders raise nearly anything on a damaged file

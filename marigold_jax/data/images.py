@@ -75,15 +75,14 @@ def passed_over(patterns: list[str], recursive: bool = False) -> list[str]:
 
     Hidden files and those that a system leaves behind in a folder of photographs are not worth a word.
     """
-    lines = []
+    lines, known = [], extensions()
     for folder in filter(os.path.isdir, dict.fromkeys(patterns)):
         others, hinted = [], False
         for below in _folders(Path(folder), []) if recursive else [Path(folder)]:
             for entry in _entries(below, []):
-                kind = Path(entry.name).suffix.lower()
-                is_folder = _is_folder(entry)
-                misnamed = is_folder and not recursive and kind in extensions()
-                if misnamed or not (is_folder or kind in extensions() or _silent(entry.name)):
+                kind, is_folder = _kind(entry), _is_folder(entry)
+                misnamed = is_folder and not recursive and kind in known
+                if misnamed or not (is_folder or kind in known or _silent(entry.name)):
                     name = printable((below / entry.name).relative_to(folder))
                     hint = "a folder" if misnamed else HEIF_HINT if kind in HEIF_EXTENSIONS and not hinted else ""
                     hinted |= hint == HEIF_HINT
@@ -102,22 +101,25 @@ def extensions() -> frozenset[str]:
 
 def _pictures_in(folders: list[Path], recursive: bool) -> tuple[list[Path], list[tuple[str, str]]]:
     """Whatever is called like a picture: what is none will be said when it is read. And the folders that cannot be."""
-    found, unreadable = [], []
+    found, unreadable, known = [], [], extensions()
     for top in folders:
         for folder in _folders(top, unreadable) if recursive else [top]:
-            found += [folder / entry.name for entry in _entries(folder, unreadable) if _like_a_picture(entry)]
+            found += [folder / entry.name for entry in _entries(folder, unreadable) if _like_one(entry, known)]
     return found, unreadable
 
 
 def _pictures_below(folder: Path) -> bool:
-    folders = islice(_folders(folder, []), LOOKED_AT)
-    return any(_like_a_picture(entry) for below in folders for entry in _entries(below, []))
+    folders, known = islice(_folders(folder, []), LOOKED_AT), extensions()
+    return any(_like_one(entry, known) for below in folders for entry in _entries(below, []))
 
 
-def _like_a_picture(entry: os.DirEntry) -> bool:
-    return (
-        Path(entry.name).suffix.lower() in extensions() and not entry.name.startswith("._") and not _is_folder(entry)
-    )  # "._": what macOS keeps of a file beside it
+def _like_one(entry: os.DirEntry, known: frozenset[str]) -> bool:
+    """By its name; "._" is what macOS keeps of a file beside it."""
+    return _kind(entry) in known and not entry.name.startswith("._") and not _is_folder(entry)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    return os.path.splitext(entry.name)[1].lower()
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

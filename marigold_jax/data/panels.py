@@ -30,7 +30,7 @@ def depth_panel(
     """
     rows = []
     for image, depth, prediction, mask in zip(images, depths, predictions, masks, strict=True):
-        near, far = depth[mask].min(), depth[mask].max()
+        near, far = (depth[mask].min(), depth[mask].max()) if mask.any() else (0.0, 1.0)
         span = max(far - near, 1e-6)
         shown = [color(_unit((metres - near) / span), DEPTH_COLORS) * mask for metres in (depth, prediction)]
         error = np.abs(prediction - depth) / np.where(mask, depth, 1)
@@ -90,7 +90,8 @@ def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    return np.clip(values[..., 0], 0, 1).astype(np.float32)
+    """In [0, 1]. What is no number, as predictions may have it where nothing is known of the truth, is 0."""
+    return np.clip(np.nan_to_num(values[..., 0]), 0, 1).astype(np.float32)
 
 
 def _rainbow(normals: np.ndarray) -> np.ndarray:

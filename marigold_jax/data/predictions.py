@@ -68,14 +68,14 @@ def names(paths: Sequence[Path], folders: Iterable[Path] = ()) -> list[str]:
     one name get the folders below the one that all pictures share, and if that is not enough their extension, too:
     a/x.jpg and b/x.jpg become "a/x" and "b/x"; x.jpg and x.png in one folder "x.jpg" and "x.png".
     """
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    above = [Path(os.path.abspath(folder)) for folder in folders]
-    root = os.path.commonpath([path.parent for path in whole]) if whole else ""
-    nearest = [next((top for top in above if top in path.parents), path.parent) for path in whole]
-    choices = [
-        (_bare(path.relative_to(top)), _bare(path.relative_to(root)), path.relative_to(root).as_posix())
-        for path, top in zip(whole, nearest, strict=True)
-    ]
+    whole = list(map(os.path.abspath, paths))
+    above = [os.path.join(os.path.abspath(folder), "") for folder in folders]
+    root = os.path.join(os.path.commonpath(set(map(os.path.dirname, whole))), "") if whole else ""
+    choices = []
+    for path in whole:
+        top = next((top for top in above if path.startswith(top)), os.path.join(os.path.dirname(path), ""))
+        bare = os.path.splitext(path)[0]
+        choices.append((bare.removeprefix(top), bare.removeprefix(root), path.removeprefix(root)))
     level = [0] * len(paths)
     while True:
         chosen = [choice[at] for choice, at in zip(choices, level, strict=True)]
@@ -87,13 +87,9 @@ def names(paths: Sequence[Path], folders: Iterable[Path] = ()) -> list[str]:
             level[i] += 1
 
 
-def _bare(path: Path) -> str:
-    return (path.parent / path.stem).as_posix()
-
-
-def too_long(wanted: list[Output], folder: Path, name: str) -> str:
+def too_long(wanted: list[Output], name: str) -> str:
     """What is wrong with a name whose outputs no disk would take; empty where nothing is."""
-    longest = max(len(os.fsencode(part)) for output in wanted for part in output.path(folder, name).parts)
+    longest = max(len(part) for output in wanted for part in os.fsencode(output.name.format(stem=name)).split(b"/"))
     if longest <= LONGEST_NAME:
         return ""
     return f"the name is too long: that of an output would have {longest} bytes, wanted {LONGEST_NAME} at most"

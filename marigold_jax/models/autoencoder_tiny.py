@@ -5,13 +5,15 @@ Attribute names and numbers are diffusers': a layer's name is its place in a seq
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from marigold_jax.models.config import ANY
+from marigold_jax.models.config import ANY, Colours, Factor, Width, Widths
 from marigold_jax.models.layers import Checkpoint, Keys, conv3x3, keep, resize_nearest
+from marigold_jax.runtime.typed import Between
 
 FIXED = {
     "block_out_channels": ANY,  # the decoder's once more
@@ -24,6 +26,7 @@ FIXED = {
     "shift_factor": 0.0,
 }
 
+Blocks = Annotated[tuple[Annotated[int, Between(0, 32)], ...], Between(1, 8)]
 LARGEST_LATENT = 3.0  # latents are softly clamped to ± this before they are decoded
 
 
@@ -31,14 +34,14 @@ LARGEST_LATENT = 3.0  # latents are softly clamped to ± this before they are de
 class AutoencoderTinyConfig:
     """The keys of `vae/config.json` that shape the network; defaults are diffusers' for absent keys."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
-    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    latent_channels: int = 4
-    scaling_factor: float = 1.0
+    in_channels: Colours = 3
+    out_channels: Colours = 3
+    encoder_block_out_channels: Widths = (64, 64, 64, 64)
+    decoder_block_out_channels: Widths = (64, 64, 64, 64)
+    num_encoder_blocks: Blocks = (1, 3, 3, 3)
+    num_decoder_blocks: Blocks = (3, 3, 3, 1)
+    latent_channels: Width = 4
+    scaling_factor: Factor = 1.0
 
     def __post_init__(self):
         levels = len(self.num_encoder_blocks)
@@ -46,7 +49,7 @@ class AutoencoderTinyConfig:
             widths, blocks = getattr(self, f"{half}_block_out_channels"), getattr(self, f"num_{half}_blocks")
             if not len(widths) == len(blocks) == levels or len(set(widths)) != 1:
                 raise ValueError(
-                    f"AutoencoderTinyConfig: {half}_block_out_channels = {widths}, num_{half}_blocks = {blocks}: "
+                    f"{half}_block_out_channels = {widths}, num_{half}_blocks = {blocks}: "
                     f"wanted {levels} of both, as many as num_encoder_blocks has, and all widths equal"
                 )
 

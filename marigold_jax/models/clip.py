@@ -1,14 +1,16 @@
 """CLIP's text encoder. It exists to turn the empty prompt into one constant, and is not needed after that."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from marigold_jax.models.config import ANY
+from marigold_jax.models.config import ANY, Epsilon, Heads, Width, require_multiples
 from marigold_jax.models.layers import Keys, gelu
+from marigold_jax.runtime.typed import Between, shown
 
 FIXED = {
     **{
@@ -33,18 +35,19 @@ class TextConfig:
     Stable Diffusion 2 takes the penultimate layer of OpenCLIP ViT-H: its file simply says 23 layers.
     """
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
+    vocab_size: Annotated[int, Between(1, 2**20)] = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_hidden_layers: Annotated[int, Between(1, 64)] = 12
+    num_attention_heads: Heads = 8
+    max_position_embeddings: Annotated[int, Between(2, 2**12)] = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Epsilon = 1e-5
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"TextConfig: hidden_act = {self.hidden_act!r}: wanted one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"hidden_act = {shown(self.hidden_act)}: wanted one of {', '.join(ACTIVATIONS)}")
+        require_multiples("hidden_size", [self.hidden_size], self.num_attention_heads, "num_attention_heads")
 
 
 SD2 = TextConfig(

@@ -1,16 +1,17 @@
-"""UNet2DConditionModel of the Stable Diffusion 2 family, in NHWC (reference: SD2's `unet/config.json`, diffusers).
+"""UNet2DConditionModel of Stable Diffusion 1 and 2, in NHWC (reference: SD2's `unet/config.json`, diffusers).
 
 Marigold widens `conv_in` to 8 channels: the RGB latent first, then the noisy latent of the target. Nothing else moves.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from marigold_jax.models.attention import attention
-from marigold_jax.models.config import ANY
+from marigold_jax.models.config import ANY, Count, Epsilon, Heads, Width, Widths, require_multiples
 from marigold_jax.models.layers import (
     Checkpoint,
     Downsample,
@@ -24,6 +25,7 @@ from marigold_jax.models.layers import (
     keep,
     sinusoidal_embedding,
 )
+from marigold_jax.runtime.typed import Between, shown
 
 # Keys of diffusers' config that have one supported value, or none that matters (`upcast_attention`: softmax and
 # logits are float32 here in any case).
@@ -62,6 +64,9 @@ FIXED = {
     "attention_type": "default",
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
+    # Notes of training on an average of the weights, which some files carry along.
+    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"), ANY),
+    "use_ema_warmup": ANY,
 }
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # block type -> has attention
@@ -73,34 +78,46 @@ TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differ
 class UNetConfig:
     """The keys of `unet/config.json` that shape the network; defaults are diffusers' for absent keys.
 
-    `attention_head_dim` is historically misnamed: it counts heads, one number or one for each block.
+    `attention_head_dim` is historically misnamed: it counts heads, one number or one for each block. Where
+    `use_linear_projection` is false, as in Stable Diffusion 1, a file keeps two matrices of each transformer as 1x1
+    convolutions; the function is the same.
     """
 
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    in_channels: Width = 4
+    out_channels: Width = 4
+    block_out_channels: Widths = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
-    layers_per_block: int = 2
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    cross_attention_dim: int = 1280
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    layers_per_block: Count = 2
+    attention_head_dim: Heads | tuple[Heads, ...] = 8
+    num_attention_heads: Heads | tuple[Heads, ...] | None = None
+    cross_attention_dim: Width = 1280
+    norm_num_groups: Width = 32
+    norm_eps: Epsilon = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
+    freq_shift: Annotated[int, Between(0, 1)] = 0
     use_linear_projection: bool = False
 
     def __post_init__(self):
-        levels = len(self.block_out_channels)
+        widths = self.block_out_channels
+        levels = len(widths)
         for key, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             types = getattr(self, key)
             if len(types) != levels or not set(types) <= set(known):
-                raise ValueError(f"UNetConfig: {key} = {types}: wanted {levels} of {', '.join(known)}")
-        if not self.use_linear_projection:
-            raise ValueError("UNetConfig: use_linear_projection = False: only True (Stable Diffusion 2) is implemented")
+                raise ValueError(f"{key} = {shown(types)}: wanted {levels} of {', '.join(known)}")
         if len(self.heads) != levels:
-            raise ValueError(f"UNetConfig: attention_head_dim = {self.heads}: wanted one number or {levels}")
+            raise ValueError(f"attention_head_dim = {shown(self.heads)}: wanted one number or {levels}")
+        require_multiples("block_out_channels", widths, self.norm_num_groups, "norm_num_groups")
+        attends = [DOWN_BLOCKS[down] or UP_BLOCKS[up] for down, up in zip(*self._types(), strict=True)]
+        for width, heads, needed in zip(widths, self.heads, [*attends[:-1], True], strict=True):
+            if needed:
+                require_multiples("block_out_channels", [width], heads, "attention_head_dim")
+        if widths[0] % 2 or widths[0] // 2 <= self.freq_shift:
+            raise ValueError(f"block_out_channels = {shown(widths)}: wanted an even number first, larger than 2")
+
+    def _types(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The types of the blocks on the way down and up, level by level."""
+        return self.down_block_types, self.up_block_types[::-1]
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -162,7 +179,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Transformer2DModel of depth 1 with linear projections: pixels become tokens and come back."""
+    """Transformer2DModel of depth 1: pixels become tokens and come back."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, groups: int, rngs: Keys):
         self.norm = GroupNorm(dim, groups, TRANSFORMER_NORM_EPSILON)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from marigold_jax.models import strips
 from marigold_jax.models.attention import attention
-from marigold_jax.models.config import ANY
+from marigold_jax.models.config import ANY, Colours, Count, Factor, Width, Widths, require_multiples
 from marigold_jax.models.layers import (
     Checkpoint,
     Downsample,
@@ -24,6 +24,7 @@ from marigold_jax.models.layers import (
     conv_of_norm,
     keep,
 )
+from marigold_jax.runtime.typed import shown
 
 FIXED = {
     "sample_size": ANY,
@@ -44,21 +45,22 @@ EPSILON = 1e-6  # of every GroupNorm in the VAE
 class VAEConfig:
     """The keys of `vae/config.json` that shape the network; defaults are diffusers' for absent keys."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (64,)
+    in_channels: Colours = 3
+    out_channels: Colours = 3
+    block_out_channels: Widths = (64,)
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
+    layers_per_block: Count = 1
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32
+    scaling_factor: Factor = 0.18215
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
         for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if getattr(self, key) != (known,) * levels:
-                raise ValueError(f"VAEConfig: {key} = {getattr(self, key)}: wanted {levels} times {known}")
+                raise ValueError(f"{key} = {shown(getattr(self, key))}: wanted {levels} times {known}")
+        require_multiples("block_out_channels", self.block_out_channels, self.norm_num_groups, "norm_num_groups")
 
     @property
     def downsampling(self) -> int:

@@ -10,8 +10,9 @@ import os
 import stat
 import threading
 from collections.abc import Mapping
+from io import IOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 LARGEST_JSON = 2**26  # bytes; the largest that a checkpoint has, tokenizer.json, is a twentieth of it
 
@@ -86,7 +87,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write(path, json.dumps(dict(values), indent=2).encode() + b"\n")
 
 
-def append_lines(path: Path) -> BinaryIO:
+def append_lines(path: Path) -> IOBase:
     """Opens a file of lines for appending, unbuffered. A last line that a full disk or a kill cut short is ended first,
     so that the next one does not run on from it."""
     file = open(path, "a+b", buffering=0)
@@ -97,7 +98,7 @@ def append_lines(path: Path) -> BinaryIO:
     return file
 
 
-def append(file: BinaryIO, lines: bytes) -> None:
+def append(file: IOBase, lines: bytes) -> None:
     """Adds whole lines to a file that `append_lines` opened. Raises OSError, and then leaves none of them behind.
 
     The system may write a part, and say so with no error: a disk that is nearly full.

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn
 
 from marigold_jax.runtime.files import printable
 
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def say(line: object, stream: TextIO | None = None) -> None:
+def say(line: object, stream: Any = None) -> None:
     """Prints one line, to standard output where no stream is given. Whoever reads it may have gone away."""
     with contextlib.suppress(OSError):
         print(printable(line), file=stream, flush=True)

@@ -5,52 +5,87 @@ two tokens "start, end" (Marigold in training and inference, E2E-FT in inference
 (E2E-FT in training).
 """
 
+import functools
+import os
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from jaxtyping import Array
+from safetensors.numpy import save as serialise
 
 from marigold_jax.models import clip, functional
-from marigold_jax.runtime.files import read_json
+from marigold_jax.runtime.files import read_json, regular, write
+from marigold_jax.runtime.typed import Between, problem, shown
 from marigold_jax.weights.component import load_component
+from marigold_jax.weights.tensors import Tensors, require_finite
 
 FILE = "empty_prompt.safetensors"
 LENGTHS = (2, 77)
 TOKENS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>"}
+VOCABULARIES = {"vocab.json": (), "tokenizer.json": ("model", "vocab")}  # file -> where in it the vocabulary is
+TokenId = Annotated[int, Between(0, 2**20)]
+LARGEST_WIDTH = 2**14
 SD2_IDS = {"bos": 49406, "eos": 49407, "pad": 0}  # where no tokenizer is at hand; the padding is "!"
 
 EmptyPrompt = dict[int, np.ndarray]  # length -> rows (length, d), float32
 
 
 def load(file: Path) -> EmptyPrompt:
-    rows = load_file(file)
-    return {length: rows[f"rows_{length}"] for length in LENGTHS}
+    """Raises FileNotFoundError or ValueError, which names the file, unless it holds finite rows of one width."""
+    tensors = Tensors(regular(file))
+    prompt = {}
+    for length in LENGTHS:
+        name = f"rows_{length}"
+        shape = tensors.shapes.get(name, ())
+        if len(shape) != 2 or not LENGTHS[0] <= shape[0] <= length or not 0 < shape[1] <= LARGEST_WIDTH:
+            found = f"its shape is {list(shape)}" if name in tensors.shapes else "it is missing"
+            raise ValueError(f"{file}: {name}: wanted {length} rows, {found}; compute it again from text_encoder/")
+        prompt[length] = tensors.read(name).astype(np.float32)
+    if len({rows.shape[1] for rows in prompt.values()}) > 1:
+        raise ValueError(f"{file}: rows of different widths; compute it again from text_encoder/")
+    return prompt
 
 
 def save(prompt: EmptyPrompt, file: Path) -> None:
-    save_file({f"rows_{length}": np.asarray(prompt[length], np.float32) for length in LENGTHS}, file)
+    write(file, serialise({f"rows_{length}": np.asarray(prompt[length], np.float32) for length in LENGTHS}))
 
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
-    """Ids of the start, end and padding tokens, from the tokenizer's own files where they exist."""
-    if (tokenizer / "vocab.json").is_file():
-        ids = read_json(tokenizer / "vocab.json")
-    elif (tokenizer / "tokenizer.json").is_file():
-        ids = read_json(tokenizer / "tokenizer.json")["model"]["vocab"]
-    else:
+    """Ids of the start, end and padding tokens, from the tokenizer's own files where they exist.
+
+    Raises ValueError, which names the file, where one of the three is not in the vocabulary.
+    """
+    file = next((tokenizer / name for name in VOCABULARIES if os.path.lexists(tokenizer / name)), None)
+    if file is None:
         return SD2_IDS
+    vocabulary: Any = read_json(file)
+    for key in VOCABULARIES[file.name]:
+        vocabulary = vocabulary.get(key) if isinstance(vocabulary, dict) else None
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{file}: wanted a vocabulary at {'.'.join(VOCABULARIES[file.name])}, an object")
     # special_tokens_map.json has the last word on padding: Stable Diffusion 2 pads with "!".
-    settings: dict = {}
+    tokens = {**TOKENS, "pad": TOKENS["eos"]}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        settings |= read_json(tokenizer / name) if (tokenizer / name).is_file() else {}
-    pad = settings.get("pad_token") or TOKENS["eos"]
-    pad = pad["content"] if isinstance(pad, dict) else pad
-    return {"bos": ids[TOKENS["bos"]], "eos": ids[TOKENS["eos"]], "pad": ids[pad]}
+        if os.path.lexists(settings := tokenizer / name) and (pad := read_json(settings).get("pad_token")):
+            tokens["pad"] = pad.get("content") if isinstance(pad, dict) else pad
+            if not isinstance(tokens["pad"], str):
+                raise ValueError(f"{settings}: pad_token = {shown(pad)}: wanted text, or an object with content")
+    ids = {name: vocabulary.get(token) for name, token in tokens.items()}
+    wrong = filter(None, (problem(tokens[name], number, TokenId) for name, number in ids.items()))
+    if words := "; ".join(wrong):
+        raise ValueError(f"{file}: {words}")
+    return ids
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _answer(structure: functional.Structure, params: functional.Params, ids: Array) -> Array:
+    return functional.merge(structure, params)(ids)
 
 
 def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
-    """Run the text encoder of a checkpoint folder on the empty prompt."""
+    """Run a checkpoint's text encoder on the empty prompt. Raises as `load_component` and `token_ids` do."""
     config, structure, params = load_component(text_encoder, clip.TextConfig, clip.TextEncoder, clip.FIXED)
     ids = token_ids(tokenizer)
     if max(ids.values()) >= config.vocab_size:
@@ -59,5 +94,6 @@ def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
     tokens = np.full((1, longest), ids["pad"], np.int32)
     tokens[0, :2] = ids["bos"], ids["eos"]
     # The mask is causal: the first rows of the long answer are the short answer.
-    rows = np.asarray(jax.jit(lambda params, ids: functional.merge(structure, params)(ids))(params, tokens))[0]
+    rows = np.asarray(_answer(structure, params, tokens))[0]
+    require_finite(rows, f"{text_encoder}: its answer to the empty prompt")
     return {2: rows[:2], 77: rows}

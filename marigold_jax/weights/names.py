@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from marigold_jax.runtime.files import printable
+
 # Segments of a path, in the checkpoint | here.
 RENAMED = (
     ("to_out.0", "to_out"),
@@ -25,6 +27,9 @@ LEGACY = (
     ("proj_attn", "to_out.0"),
 )
 LEGACY_PREFIX = "text_model."  # transformers < 5 writes it before every name of the text encoder
+# Matrices of a transformer that files of Stable Diffusion 1 keep as 1x1 convolutions.
+SPATIAL = (".proj_in.kernel", ".proj_out.kernel")
+LONGEST_NAME = 120  # that a message shows; a real one has half as many characters
 IGNORED = ("position_ids",)  # a buffer that older text encoders saved
 
 
@@ -84,7 +89,7 @@ def match(shapes: Mapping[str, tuple[int, ...]], available: Mapping[str, tuple[i
             continue
         modern = modern_name(name)
         if modern in present:
-            problems.append(f"doubled: {name} and {present[modern]}")
+            problems.append(f"doubled: {_short(name)} and {_short(present[modern])}")
         present[modern] = name
 
     matches = {}
@@ -99,11 +104,16 @@ def match(shapes: Mapping[str, tuple[int, ...]], available: Mapping[str, tuple[i
         found = squeezed(available[name], len(shape))
         if found != expected:
             problems.append(f"wrong shape: {name} is {list(available[name])}, wanted {list(expected)}")
-    problems += [f"extra: {name}" for name in present.values()]
+    problems += [f"extra: {_short(name)}" for name in present.values()]
     if problems:
-        shown = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
-        raise ValueError(f"{len(problems)} tensors do not fit the configuration: {'; '.join(shown)}")
+        some = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise ValueError(f"{len(problems)} tensors do not fit the configuration: {'; '.join(some)}")
     return matches
+
+
+def _short(name: str) -> str:
+    """A name from a file, for a message."""
+    return printable(name) if len(name) <= LONGEST_NAME else f"{printable(name[:LONGEST_NAME])}..."
 
 
 def squeezed(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -116,6 +126,7 @@ def from_checkpoint(path: str, rank: int, tensor: np.ndarray) -> np.ndarray:
     return leaf(path, rank).here(tensor.reshape(squeezed(tensor.shape, rank)))
 
 
-def to_checkpoint(path: str, array: np.ndarray) -> np.ndarray:
-    """The parameter at `path`, laid out as in a file."""
-    return np.ascontiguousarray(leaf(path, array.ndim).there(array))
+def to_checkpoint(path: str, array: np.ndarray, spatial: bool = False) -> np.ndarray:
+    """The parameter at `path`, laid out as in a file; `spatial`: of a UNet whose `use_linear_projection` is false."""
+    tensor = np.ascontiguousarray(leaf(path, array.ndim).there(array))
+    return tensor[:, :, None, None] if spatial and path.endswith(SPATIAL) else tensor

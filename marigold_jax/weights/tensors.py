@@ -1,83 +1,146 @@
-"""The tensors of one component of a checkpoint folder, read one at a time, whatever the files are called."""
+"""The tensors of a checkpoint folder, read one at a time, whatever the files are called."""
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-# Tried in this order: safetensors before pickles, full precision before half.
-SAFETENSORS = ("diffusion_pytorch_model", "model")
-PICKLES = ("diffusion_pytorch_model", "pytorch_model")
-INDEX = (  # (index file, what it points to)
-    *(f"{stem}.safetensors.index{variant}.json" for variant in ("", ".fp16") for stem in SAFETENSORS),
+from marigold_jax.runtime.files import below, printable, read_json, regular
+from marigold_jax.runtime.typed import shown
+
+# Tried in this order: safetensors before pickles, full precision before half, one file before shards. An index names
+# its shards. Libraries write the variant in either of two places.
+STEMS = {"safetensors": ("diffusion_pytorch_model", "model"), "bin": ("diffusion_pytorch_model", "pytorch_model")}
+ORDER = tuple(
+    form.format(stem=stem, kind=kind)
+    for kind, stems in STEMS.items()
+    for forms in (
+        ("{stem}.{kind}", "{stem}.{kind}.index.json"),
+        ("{stem}.fp16.{kind}", "{stem}.{kind}.index.fp16.json", "{stem}.fp16.{kind}.index.json"),
+    )
+    for form in forms
+    for stem in stems
 )
+SHARD = re.compile(r"\w+?(\.fp16)?-\d+-of-\d+(\.fp16)?\.(safetensors|bin)")
 
 
 class Tensors:
     """Names, shapes and contents of a component's tensors.
 
     Only names and shapes are kept. A file is opened anew for each tensor: its pages are mapped into memory while it
-    is open, and keeping them would double the memory that loading takes.
+    is open, and keeping them would double the memory that loading takes. Raises FileNotFoundError or ValueError with
+    one line that names the file.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._files = list(_weight_files(folder))
-        self._pickled: dict[str, np.ndarray] = {}
+    def __init__(self, source: Path):
+        """`source`: a component's folder, or one file of weights."""
+        self._files = list(_weight_files(source)) if source.is_dir() else [source]
+        self._pickled: dict[str, Any] = {}
         self._file: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in self._files:
-            if file.suffix == ".bin":
-                self._pickled |= unpickle(file)
-                continue
-            with _open(file) as tensors:
-                for name in tensors.keys():
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-                    self._file[name] = file
-        self.shapes |= {name: array.shape for name, array in self._pickled.items()}
+            for name, shape in self._read_names(file):
+                if name in self.shapes:
+                    raise ValueError(f"{file}: {shown(name)} is in {self._file[name].name} too; download both again")
+                self.shapes[name], self._file[name] = shape, file
+
+    def _read_names(self, file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if file.suffix == ".bin":
+            tensors = _unpickle(file)
+            self._pickled |= tensors
+            yield from ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+            return
+        with _open(file) as tensors:
+            for name in tensors.keys():
+                yield name, tuple(tensors.get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor in the dtype it was stored in."""
+        """The tensor in the dtype it was stored in: a floating one, all of it finite."""
+        file = self._file[name]
         if name in self._pickled:
-            return self._pickled.pop(name)
-        with _open(self._file[name]) as tensors:
-            return tensors.get_tensor(name)
+            array = _to_numpy(self._pickled.pop(name), name, file)
+        else:
+            with _open(file) as tensors:
+                try:
+                    array = tensors.get_tensor(name)
+                except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # a dtype that NumPy lacks
+                    raise ValueError(f"{file}: {shown(name)} cannot be read ({_line(error)})") from error
+        if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
+            raise ValueError(f"{file}: {shown(name)} is {array.dtype}, wanted floating-point numbers")
+        require_finite(array, f"{file}: {shown(name)}")
+        return array
 
     def __str__(self) -> str:
         return ", ".join(str(file) for file in self._files[:1]) + (" and its shards" if len(self._files) > 1 else "")
 
 
+def require_finite(array: np.ndarray, name: str) -> None:
+    """Raises ValueError, which begins with `name`, where a number is NaN or infinite: no network survives one."""
+    wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if wrong:
+        raise ValueError(f"{name}: {wrong} of {array.size} numbers are NaN or infinite; the weights are damaged")
+
+
+def choose(names: Iterable[str]) -> str | None:
+    """Which of these file names of one folder holds the weights, or is the index of the shards that do."""
+    found = set(names)
+    return next((name for name in ORDER if name in found), None)
+
+
+def shards_of(index: str, names: Iterable[str]) -> list[str]:
+    """Which of the file names of one folder may be shards of an index, by their form."""
+    kind = "bin" if ".bin." in index else "safetensors"
+    matches = {name: SHARD.fullmatch(name) for name in names}
+    half = ".fp16" in index
+    return sorted(
+        name for name, found in matches.items() if found and found[3] == kind and bool(found[1] or found[2]) == half
+    )
+
+
 def _weight_files(folder: Path) -> Iterator[Path]:
-    indices = [*INDEX, *(f"{stem}.bin.index.json" for stem in PICKLES)]
-    singles = [
-        *(f"{stem}{variant}.safetensors" for variant in ("", ".fp16") for stem in SAFETENSORS),
-        *(f"{stem}{variant}.bin" for variant in ("", ".fp16") for stem in PICKLES),
-    ]
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # A single safetensors file, then shards, then pickles.
-    order = sorted(singles + indices, key=lambda name: (".bin" in name, "index" in name))
-    chosen = next((name for name in order if name in found), None)
+    found = {path.name for path in folder.iterdir()}
+    chosen = choose(found)
     if chosen is None:
-        raise FileNotFoundError(f"{folder}: no weights here, wanted {singles[0]} (or a sharded, .fp16 or .bin variant)")
+        raise FileNotFoundError(f"{folder}: no weights here, wanted {ORDER[0]} (or a sharded, .fp16 or .bin variant)")
     if not chosen.endswith(".json"):
         yield folder / chosen
         return
-    for shard in sorted(set(json.loads((folder / chosen).read_text())["weight_map"].values())):
-        if shard not in found:
-            raise FileNotFoundError(f"{folder / shard}: missing, though {chosen} names it; download the folder again")
-        yield folder / shard
+    file = folder / chosen
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{file}: weight_map = {shown(places)}: wanted an object that names each tensor's shard")
+    for name in sorted(set(places.values())):
+        try:
+            shard = below(folder, name)
+        except ValueError as error:
+            raise ValueError(f"{file}: weight_map: {error}") from None
+        if shard.suffix not in (".safetensors", ".bin"):
+            raise ValueError(f"{file}: weight_map: {shown(name)} is no .safetensors and no .bin file")
+        if not shard.exists():
+            raise FileNotFoundError(f"{printable(shard)}: missing, though {chosen} names it; download the folder again")
+        yield shard
 
 
 def _open(file: Path):
     try:
-        return safe_open(file, framework="numpy")
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error}); download it again") from error
+        return safe_open(regular(file), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{file}: not a whole safetensors file ({_line(error)}); download it again") from error
 
 
 def unpickle(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a pickled checkpoint, float32. Nothing in it can run. Raises ImportError or ValueError."""
+    return {name: _to_numpy(tensor.float(), name, file) for name, tensor in _unpickle(file).items()}
+
+
+def _unpickle(file: Path) -> dict[str, Any]:
+    """Tensors of PyTorch, as they were stored: one that is widened only by its strides stays small."""
+    regular(file)
     try:
         import torch
     except ImportError as error:
@@ -89,4 +152,21 @@ def unpickle(file: Path) -> dict[str, np.ndarray]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, EOFError, RuntimeError: torch has many words for it
         raise ValueError(f"{file}: not a plain checkpoint, or not a whole one; get the .safetensors file") from error
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+    if not isinstance(state, dict):
+        raise ValueError(f"{file}: holds a {type(state).__name__}, wanted a dict from names to tensors")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{file}: {shown(name)} is a {type(tensor).__name__}, wanted names and tensors only")
+    return state
+
+
+def _to_numpy(tensor: Any, name: str, file: Path) -> np.ndarray:
+    try:
+        tensor = tensor.detach()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except Exception as error:  # sparse, quantised, or without data: torch has many words for these too
+        raise ValueError(f"{file}: {shown(name)} is not a plain tensor ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return printable((str(error).splitlines() or [type(error).__name__])[0])

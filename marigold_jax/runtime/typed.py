@@ -1,0 +1,98 @@
+"""Values from JSON, checked against annotations: the type, and the range that `Annotated` adds to it.
+
+JSON has no types of ours: a number may come as text, a flag as a number, a list as null. What is checked here can be
+computed with; everything else costs one line that names the key, what was wanted and what was found.
+"""
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+LONGEST_VALUE = 60  # characters of a value that a message shows
+MOST_NAMED = 5
+
+
+class Between(NamedTuple):
+    """Bounds of a number, or of the length of a list; both are included. `multiple`: of which a number must be one."""
+
+    low: float
+    high: float
+    multiple: int = 1
+
+
+def problem(key: str, value: Any, annotation: Any) -> str | None:
+    """What is wrong with `value`, in words without a full stop; None if it is what `annotation` says.
+
+    `annotation`: bool, int, float, str, None, a `Literal`, `tuple[x, ...]` for a list, a union of these, or any of
+    these in `Annotated` with a `Between`. An int is no bool, a float may be written as an int, and both are finite.
+    """
+    return None if _fits(value, annotation) else f"{key} = {shown(value)}: wanted {_words(annotation)}"
+
+
+def problems(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> list[str]:
+    """What is wrong with each value that has an annotation."""
+    found = (problem(key, values[key], annotation) for key, annotation in annotations.items() if key in values)
+    return [words for words in found if words]
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """A value that has no problem, as Python knows it: a tuple for a list, a float for an int where one is wanted."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if annotation is float else value
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and short."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def listed(names: list[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join([*map(shown, names[:MOST_NAMED]), *([f"and {more} more"] if more > 0 else [])])
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner, between = arguments
+        if not _fits(value, inner):
+            return False
+        size = len(value) if isinstance(value, list | tuple) else value
+        return between.low <= size <= between.high and (between.multiple == 1 or size % between.multiple == 0)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if annotation in (None, type(None)):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return type(value) is annotation
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner, (low, high, multiple) = arguments
+        many = f" by {multiple}" if multiple > 1 else ""
+        if get_origin(inner) is tuple:
+            return f"{_words(inner)}, {low:g} to {high:g} of them"
+        return f"{_words(inner)} from {low:.10g} to {high:.10g}{many}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple:
+        return f"a list, each {_words(arguments[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return names[annotation or type(None)]
