@@ -303,6 +303,16 @@ def test_training_sees_what_predict_sees(tmp_path, name):
         assert (picture.content == path.read_bytes()) == (name in UNTOUCHED), image.mode
 
 
+def test_heic_is_a_picture_where_it_can_be_read(raw):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.fromarray(RGB).resize((64, 64))).save(raw / "rgb" / "c.HEIC")
+    Image.fromarray(np.full((64, 64), 900, np.uint16)).save(raw / "depth" / "c.png")
+    assert run(raw) == 0
+    assert names(raw) == ["rgb/a.png", "rgb/b.png", "rgb/c.HEIC"]
+    prepared = PreparedSplit(f"{raw.parent}/mine/train")
+    np.testing.assert_array_equal(prepared[2]["rgb"], read_image(raw / "rgb" / "c.HEIC"))
+
+
 def test_grey_beyond_16_bits_is_refused_by_reason(raw):
     Image.fromarray(np.full((HEIGHT, WIDTH), 7.5, np.float32)).save(raw / "rgb" / "a.tif")
     (raw / "rgb" / "a.png").unlink()

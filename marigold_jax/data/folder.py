@@ -37,7 +37,7 @@ from marigold_jax.data.frames import (
     to_mask_png,
     to_png,
 )
-from marigold_jax.data.images import EXTENSIONS
+from marigold_jax.data.images import extensions
 from marigold_jax.data.sources import Source
 from marigold_jax.runtime.files import printable
 
@@ -87,7 +87,7 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
             unused.extend((_utf8(file.path), why) for file in found)
     if not frames:
         there = f"; found {_few([name for name, _ in unused if name.startswith('rgb/')])}" if unused else ""
-        raise ValueError(f"{root / 'rgb'} holds no images ({', '.join(sorted(EXTENSIONS))}){there}")
+        raise ValueError(f"{root / 'rgb'} holds no images ({', '.join(sorted(extensions()))}){there}")
     return frames
 
 
@@ -282,7 +282,7 @@ Readers = dict[str, Callable[[bytes, str], np.ndarray]]
 ARRAYS: Readers = {".npy": arrays.npy, ".npz": arrays.npz, ".h5": arrays.hdf5, ".hdf5": arrays.hdf5}
 FLOATS: Readers = {".exr": arrays.exr, ".pfm": arrays.pfm}
 FORMATS: dict[str, Readers] = {
-    "rgb": dict.fromkeys(EXTENSIONS, arrays.picture),
+    "rgb": dict.fromkeys(extensions(), arrays.picture),
     "depth": {".png": arrays.png16, ".tif": arrays.tiff, ".tiff": arrays.tiff, **ARRAYS, **FLOATS},
     "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), arrays.picture), **ARRAYS},
     "normals": {".png": arrays.picture_of_normals, **ARRAYS, **FLOATS},
