@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+from marigold_jax.gradients import arc_cosine
+
 SMALLEST_VARIANCE = 1e-12  # of a prediction that is not constant; its range is about 2
 
 
@@ -58,7 +60,8 @@ def scale_and_shift(
     def mean(x: Array) -> Array:
         return jnp.sum(jnp.where(mask, x, 0.0), axis=(1, 2, 3), keepdims=True) / count
 
-    x, y = prediction.astype(jnp.float32), target.astype(jnp.float32)
+    # Masked before it is squared, as above.
+    x, y = (jnp.where(mask, image.astype(jnp.float32), 0.0) for image in (prediction, target))
     x_mean, y_mean = mean(x), mean(y)
     variance, covariance = mean((x - x_mean) ** 2), mean((x - x_mean) * (y - y_mean))
     varies = variance > SMALLEST_VARIANCE
@@ -95,8 +98,9 @@ def angular_error(
 ) -> Float32[Array, ""]:
     """Returns the mean angle between normals, in radians, over all valid pixels; 0 where nothing is valid.
 
-    `target` holds unit vectors; the prediction should be shorter than 1 by a little, or its gradient may be infinite.
+    `target` holds unit vectors. The prediction should be shorter than 1 by a little: where it is not, and points the
+    same way, its gradient is 0.
     """
     cosine = jnp.sum(prediction.astype(jnp.float32) * target.astype(jnp.float32), axis=-1, keepdims=True)
-    angle = jnp.where(mask, jnp.arccos(jnp.where(mask, jnp.clip(cosine, -1.0, 1.0), 0.0)), 0.0)
+    angle = jnp.where(mask, arc_cosine(jnp.where(mask, cosine, 0.0)), 0.0)
     return jnp.sum(angle) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from marigold_jax.ensemble import ensemble_depth, ensemble_normals
+from marigold_jax.gradients import length
 
 Traits = Mapping[str, Any]  # the scalars of model_index.json
 
@@ -74,8 +75,7 @@ def _normals_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Flo
         normals = normals.at[..., 0].multiply(-1)
     if not traits["use_full_z_range"]:
         normals = normals * jnp.asarray([1, 1, 0.5]) + jnp.asarray([0, 0, 0.5])
-    length = jnp.linalg.norm(normals, axis=-1, keepdims=True)
-    return normals / jnp.maximum(length, 1e-6)
+    return normals / jnp.maximum(length(normals), 1e-6)
 
 
 def _merge_normals(

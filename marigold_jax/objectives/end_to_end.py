@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, PRNGKeyArray
 
 from marigold_jax.description import END_TO_END, OPTIONS
+from marigold_jax.gradients import length
 from marigold_jax.losses import aligned, angular_error, weighted_l1
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
@@ -57,8 +58,7 @@ def _aligned_depth(pixels, batch):
 
 
 def _unit_normals(pixels, batch):
-    length = jnp.sqrt(jnp.sum(pixels**2, axis=-1, keepdims=True))
-    return jnp.clip(pixels / (length + NORM_EPSILON), -1.0, 1.0)
+    return jnp.clip(pixels / (length(pixels) + NORM_EPSILON), -1.0, 1.0)
 
 
 class Judgement(NamedTuple):
