@@ -6,7 +6,9 @@ Depth maps come with an unknown scale and shift each, so they are aligned first.
   the leading eigenvector of the correlation matrix of the z: the scales that minimise the squared distances between
   all pairs of maps at fixed total energy. All aligned maps have mean zero, so they agree in shift as well.
 - "bfgs", the objective of the paper (arXiv 2312.02145), from the same start and at the same few iterations as
-  diffusers. More iterations do not help: its true minimum shrinks all maps to nothing.
+  diffusers. More iterations do not help: its true minimum shrinks all maps to nothing, and next to it they are upside
+  down. So no scale becomes less than a quarter of what it begins with. (The official code stays upright because its
+  finite differences are too small for float32: it moves the shifts alone.)
 """
 
 from functools import partial
@@ -15,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from marigold_jax.gradients import arc_cosine, leading_eigenvector, length, square_root
+
+SMALLEST_SCALE = 0.25  # of a map that spans [0, 1] at the start of "bfgs"
 TINY = 1e-6  # the smallest range, deviation or norm that is divided by
 
 # ---- Reductions: e aligned maps -> (merged map, how far the members spread around it) --------------------------------
@@ -59,7 +64,7 @@ def _mean(maps):
 def _mean_and_deviation(maps):
     mean = _mean(maps)
     freedom = maps.shape[0] - 1
-    return mean, jnp.sqrt(_weighted_sum(jnp.full(maps.shape[0], 1 / freedom), (maps - mean[None]) ** 2))
+    return mean, square_root(_weighted_sum(jnp.full(maps.shape[0], 1 / freedom), (maps - mean[None]) ** 2))
 
 
 REDUCTIONS = {  # name: (the merged map alone, the merged map and its spread)
@@ -90,10 +95,10 @@ def align_eigen(
     ones, nobody can know which are which.
     """
     mean, _, covariance = _moments(maps, mask, shift_invariant)
-    deviation = jnp.sqrt(jnp.diagonal(covariance))
+    deviation = square_root(jnp.diagonal(covariance))
     varies = deviation > TINY
     unit = jnp.where(varies, 1.0 / jnp.where(varies, deviation, 1.0), 0.0)
-    leading = jnp.linalg.eigh(covariance * jnp.outer(unit, unit))[1][:, -1]
+    leading = leading_eigenvector(covariance * jnp.outer(unit, unit))
     leading = jnp.where(jnp.sum(leading) < 0, -leading, leading)  # an eigenvector's sign is arbitrary
     scale = leading * unit
     return scale, -scale * mean, jnp.minimum(1.0, maps.shape[0] * leading**2) ** 2
@@ -113,6 +118,7 @@ def align_bfgs(
 
     Sum of the RMS distances of all pairs, plus `regularizer_strength` times how far the merged map's extrema are from 0
     and 1. The distances need only the covariance matrix and the means, so no pixel is touched but for the extrema.
+    Scales are searched for above `SMALLEST_SCALE`, by their logarithm: whatever `max_iter`, no map is turned around.
     """
     members = maps.shape[0]
     mean, centred, covariance = _moments(maps, mask, shift_invariant)
@@ -136,14 +142,19 @@ def align_bfgs(
         far = jnp.argmax(jnp.where(inside, merged, -jnp.inf))
         return reduce(scale * centred[:, near] + level), reduce(scale * centred[:, far] + level)
 
+    def unpacked(parameters):
+        logarithm, level = jnp.split(parameters, 2)
+        # 1 at 0, with slope 1; nowhere below the floor.
+        scale = SMALLEST_SCALE + (1 - SMALLEST_SCALE) * jnp.exp(logarithm / (1 - SMALLEST_SCALE))
+        return scale, level * float(shift_invariant)
+
     def objective(parameters):
-        scale, level = jnp.split(parameters, 2)
-        level = level * float(shift_invariant)
+        scale, level = unpacked(parameters)
         near, far = extrema(scale, level)
         return jnp.sum(distances(scale, level)) + regularizer_strength * (jnp.abs(near) + jnp.abs(1.0 - far))
 
-    start = jnp.concatenate([jnp.ones(members, jnp.float32), mean])
-    scale, level = jnp.split(_minimise_bfgs(objective, start, max_iter, tol), 2)
+    start = jnp.concatenate([jnp.zeros(members, jnp.float32), mean])
+    scale, level = unpacked(_minimise_bfgs(objective, start, max_iter, tol))
     return scale, level - scale * mean, jnp.ones_like(scale)
 
 
@@ -162,6 +173,7 @@ def _minimise_bfgs(objective, start, max_iter, tol):
         point, value, gradient, inverse_hessian = state
         direction = -dot(inverse_hessian, gradient)
         values = jax.lax.map(lambda length: objective(point + length * direction), step_lengths)
+        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
         best = jnp.argmin(values)
         descends = (values[best] < value) & (jnp.max(jnp.abs(gradient)) > tol)
         step = jnp.where(descends, step_lengths[best], 0.0) * direction
@@ -283,9 +295,9 @@ def ensemble_normals(
         raise ValueError(f"reduction must be 'closest' or 'mean', got {reduction!r}.")
     maps = maps.astype(jnp.float32)
     mean = _mean(maps)
-    mean = mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), TINY)
+    mean = mean / jnp.maximum(length(mean), TINY)
     cosine = jnp.clip(jnp.sum(mean[None] * maps, axis=-1), -1.0, 1.0)  # e h w
-    uncertainty = _mean(jnp.arccos(cosine)) / jnp.pi
+    uncertainty = _mean(arc_cosine(cosine)) / jnp.pi
     if reduction == "mean":
         return mean, uncertainty
     closest = jnp.argmax(cosine, axis=0)
