@@ -6,7 +6,9 @@ Depth maps come with an unknown scale and shift each, so they are aligned first.
   the leading eigenvector of the correlation matrix of the z: the scales that minimise the squared distances between
   all pairs of maps at fixed total energy. All aligned maps have mean zero, so they agree in shift as well.
 - "bfgs", the objective of the paper (arXiv 2312.02145), from the same start and at the same few iterations as
-  diffusers. More iterations do not help: its true minimum shrinks all maps to nothing.
+  diffusers. More iterations do not help: its true minimum shrinks all maps to nothing, and next to it they are upside
+  down. So no scale becomes less than a quarter of what it begins with. (The official code stays upright because its
+  finite differences are too small for float32: it moves the shifts alone.)
 """
 
 from functools import partial
@@ -116,6 +118,7 @@ def align_bfgs(
 
     Sum of the RMS distances of all pairs, plus `regularizer_strength` times how far the merged map's extrema are from 0
     and 1. The distances need only the covariance matrix and the means, so no pixel is touched but for the extrema.
+    Scales are searched for above `SMALLEST_SCALE`, by their logarithm: whatever `max_iter`, no map is turned around.
     """
     members = maps.shape[0]
     mean, centred, covariance = _moments(maps, mask, shift_invariant)
@@ -141,7 +144,7 @@ def align_bfgs(
 
     def unpacked(parameters):
         logarithm, level = jnp.split(parameters, 2)
-        # 1 at 0, with slope 1; above the floor everywhere.
+        # 1 at 0, with slope 1; nowhere below the floor.
         scale = SMALLEST_SCALE + (1 - SMALLEST_SCALE) * jnp.exp(logarithm / (1 - SMALLEST_SCALE))
         return scale, level * float(shift_invariant)
 
