@@ -72,7 +72,7 @@ VALUES = [
 ]
 CONTENTS = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"{}", b"\xff\xfe\x00", b"[" * 10**5, b"\0" * 64, b'{"a": 1}' * 3]
 SHARES = {"diffusers": 4, "mixed": 3, "exported": 4, "native": 1}  # of the layouts; Orbax takes long
-MOST_TRACED = 3
+MOST_TRACED = 1
 SECONDS = 60  # for one mutant: only what hangs takes that long
 
 
@@ -277,6 +277,7 @@ def run_mutants(bases, folder, seed, count, monkeypatch):
     return refused
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_200_mutants_of_a_checkpoint(bases, tmp_path, monkeypatch):
     monkeypatch.setenv("MARIGOLD_JAX_CACHE", str(tmp_path / "cache"))
     refused = run_mutants(bases, tmp_path / "mutants", seed=0, count=200, monkeypatch=monkeypatch)
