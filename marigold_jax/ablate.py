@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import write
 from marigold_jax.scoring import Look, means, score, spread, table
 
@@ -51,7 +52,7 @@ class Point(NamedTuple):
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         "python -m marigold_jax.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -160,7 +161,7 @@ def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flag
 
     workdir = arguments.output_dir / arguments.which / name
     command = [sys.executable, "-m", "marigold_jax.train", "--config", str(arguments.config), "--workdir", str(workdir)]
-    print(f"{arguments.which}: {name}", flush=True)
+    terminal.say(f"{arguments.which}: {name}")
     if subprocess.run([*command, f"--config.data.data_dir={arguments.data_dir}", *flags]).returncode:
         raise RuntimeError(f"the training in {workdir} failed: see above; the same command goes on from here")
     predict = predictor(Marigold.from_pretrained(workdir), arguments)
@@ -238,14 +239,15 @@ def main(argv: list[str] | None = None) -> int:
         for kind, content in drawings(arguments.which, rows).items():
             write(arguments.output_dir / f"{arguments.which}.{kind}", content)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
+        terminal.say(f"ablate: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ablate: interrupted; trainings go on from here with the same command", file=sys.stderr)
+        terminal.say("ablate: interrupted; trainings go on from here with the same command", sys.stderr)
         return 130
-    print(table(HEADER, rows))
+    for line in table(HEADER, rows).splitlines():
+        terminal.say(line)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

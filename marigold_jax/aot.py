@@ -17,6 +17,7 @@ Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from marigold_jax.hardware.operations import flops
 from marigold_jax.objectives.contract import TARGETS
 from marigold_jax.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.recipe import make_recipe
+from marigold_jax.runtime import terminal
 from marigold_jax.training import make_programs, state_shapes
 from marigold_jax.usage import fail, parse
 from marigold_jax.weights.sources import local
@@ -282,4 +284,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS, FURTHER))
+    sys.exit(terminal.run(lambda: app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS, FURTHER))))

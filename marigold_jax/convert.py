@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+from marigold_jax.runtime import terminal
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="python -m marigold_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))
     parameters = sum(array.size for part in (loaded.unet, loaded.vae) for array in part.params.values())
-    print(f"{arguments.output}: {parameters / 1e6:.1f} M parameters, {time.perf_counter() - started:.1f} s")
+    terminal.say(f"{arguments.output}: {parameters / 1e6:.1f} M parameters, {time.perf_counter() - started:.1f} s")
     if arguments.to == "diffusers" and not (arguments.output / "text_encoder").is_dir():
         print(
             "The source has no text encoder, so the copy has none. Here it needs none; diffusers wants text_encoder/ "
@@ -70,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    terminal.say(f"error: {message}", sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

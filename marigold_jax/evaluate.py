@@ -53,6 +53,7 @@ from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.data.transforms import transform
 from marigold_jax.description import OPTIONS, add_flags, given
 from marigold_jax.metrics import ALIGNMENTS, REMARKS
+from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import below, printable, read_json, write, write_json
 from marigold_jax.scoring import (
     QUANTITIES,
@@ -91,7 +92,7 @@ SEED = 1234  # the papers'
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         "python -m marigold_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -406,7 +407,7 @@ def evaluate(arguments: argparse.Namespace, name: str, index: int = 0, count: in
         draw_worst(folder / "worst.png", split, look, judged.scores, arguments.alignment, quantity)
     except Exception as error:  # the scores stand, whatever keeps the picture from being drawn
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"evaluate: {folder / 'worst.png'}: not drawn: {printable(reason)}", file=sys.stderr)
+        terminal.say(f"evaluate: {folder / 'worst.png'}: not drawn: {reason}", sys.stderr)
     estimators = blind(train, split, quantity) if train else {}
     estimators |= {str(other): saved(other, split, metric) for other in arguments.beside}
     rows = []
@@ -477,10 +478,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return complain(error)
     except KeyboardInterrupt:
-        print("evaluate: interrupted; the same command goes on from here", file=sys.stderr)
+        terminal.say("evaluate: interrupted; the same command goes on from here", sys.stderr)
         return 130
     if index == 0 and tables:
-        print("\n\n".join(tables))
+        for line in "\n\n".join(tables).splitlines():
+            terminal.say(line)
     return status
 
 
@@ -493,9 +495,9 @@ def complain(error: Exception) -> int:
         if "RESOURCE_EXHAUSTED" not in message:
             raise error
         message = "out of device memory: lower --processing_res, or use --dtype bfloat16"
-    print(f"evaluate: {printable(message)}", file=sys.stderr)
+    terminal.say(f"evaluate: {message}", sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -43,13 +43,11 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from marigold_jax import distributed, seeds
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
@@ -140,7 +138,6 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         terminal.say(f"predict: {error}", sys.stderr)
         return 1
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` refuses what this warns of
     started = time.perf_counter()
     try:
         journal = Journal(arguments.output_dir, part=index)

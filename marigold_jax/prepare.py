@@ -37,6 +37,7 @@ from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, fea
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
 from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
 from marigold_jax.data.transforms import PERCENTILES
+from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import printable, read_json, write
 
 SHOWN = 24  # frames on the contact sheet
@@ -69,7 +70,7 @@ def _virtual_kitti_2(args: argparse.Namespace) -> RgbdConfig:
     frames = virtual_kitti_2.list_frames(args.raw_dir, args.split, args.filename_list)
     complete = virtual_kitti_2.FRAMES.get(args.split)
     if not args.filename_list and len(frames) != complete:
-        print(f"{args.raw_dir} has {len(frames)} of the {complete} frames of the paper's {args.split} split")
+        terminal.say(f"{args.raw_dir} has {len(frames)} of the {complete} frames of the paper's {args.split} split")
     return RgbdConfig(
         name=args.name,
         source=SOURCES["virtual_kitti_2"],
@@ -122,7 +123,7 @@ def _rooms(args: argparse.Namespace) -> RgbdConfig:
     if args.fetch_assets:
         assets.fetch(Path(folder))
     elif folder is None:
-        print("no --assets, no --fetch_assets: furnishing with the built-in models, which are plain and few")
+        terminal.say("no --assets, no --fetch_assets: furnishing with the built-in models, which are plain and few")
     film = frames.Film(args.split, args.seed, args.views, tuple(args.size), None if folder is None else str(folder))
     return RgbdConfig(
         name=args.name,
@@ -257,7 +258,7 @@ share no scene and no furniture.""",
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m marigold_jax.prepare", description=__doc__, formatter_class=raw)
+    parser = terminal.Parser("python -m marigold_jax.prepare", description=__doc__, formatter_class=raw)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="|".join(KINDS))
     for name, kind in KINDS.items():
         sub = kinds.add_parser(name, help=kind.summary, description=kind.layout, formatter_class=raw)
@@ -298,7 +299,7 @@ def configure(args: argparse.Namespace) -> RgbdConfig:
         from marigold_jax.data import folder
 
         splits = dict(zip((TRAIN, VALIDATION), folder.hold_out(frames, share, args.seed), strict=True))
-        print(f"held out {len(splits[VALIDATION])} of {len(frames)} frames for {config.name}/{VALIDATION}")
+        terminal.say(f"held out {len(splits[VALIDATION])} of {len(frames)} frames for {config.name}/{VALIDATION}")
     flags = config.flags | {"--limit": str(len(frames)) if len(frames) < len(every) else "none"}
     return dataclasses.replace(config, frames=splits, flags=flags)
 
@@ -314,16 +315,20 @@ def refuse_to_write_into(raw: str | None, args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
+def _begin_worker() -> None:
+    """A worker dies of Ctrl-C without a word: what it was at is begun again by the next run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    terminal.quieten()
+
+
 def run_shards(tasks: list[tuple[Path, Any]], config: RgbdConfig, workers: int) -> Iterator[tuple[int, Shard]]:
     """Writes the shards, giving the number of each as it is finished. Raises BrokenProcessPool if a process dies."""
     write = partial(write_shard, config=dataclasses.replace(config, frames={}, card="", unused=[]))
     if workers == 1:
         yield from ((number, write(*task)) for number, task in enumerate(tasks))
         return
-    # Workers die of Ctrl-C without a word: what they were at is begun again by the next run.
-    silent = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=spawn, **silent) as pool:
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=spawn, initializer=_begin_worker) as pool:
         futures = {pool.submit(write, *task): number for number, task in enumerate(tasks)}
         try:
             for future in as_completed(futures):
@@ -380,7 +385,7 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
     if split in builder.info.splits:
         refuse_other_flags(builder, split, path)
         frames = builder.info.splits[split].num_examples
-        print(f"{path} is prepared already: {frames} frames. To make it again, delete {folder} first")
+        terminal.say(f"{path} is prepared already: {frames} frames. To make it again, delete {folder} first")
         describe(config, split, path, folder.parent)  # what a kill may have left out
         return 0
     refuse_other_format(builder)
@@ -398,19 +403,19 @@ def prepare(config: RgbdConfig, split: str, data_dir: str, workers: int) -> int:
     not_used = [{"frame": name, "left_out": True, "reason": "not used", "detail": why} for name, why in unused]
     report = folder.parent / f"report-{split}.jsonl"
     write(report, "".join(json.dumps(remark) + "\n" for remark in remarks + not_used).encode())
-    print(summary(remarks, total, report))
+    terminal.say(summary(remarks, total, report))
     if unused:
-        print(f"files not used: {tell(unused)}: see {report}")
+        terminal.say(f"files not used: {tell(unused)}: see {report}")
     if not any(shard.records for shard in shards):
         discard(builder, split)
-        print(f"no dataset was made: not one of the {total} frames can be used", file=sys.stderr)
+        terminal.say(f"no dataset was made: not one of the {total} frames can be used", sys.stderr)
         return 1
     for old in descriptions(folder.parent, split):
         old.unlink(missing_ok=True)
     publish(builder, split, shards)
     describe(config, split, path, folder.parent)
     prepared = PreparedSplit(path)
-    print(f"{path}: {len(prepared)} frames; {typical_range(prepared)}")
+    terminal.say(f"{path}: {len(prepared)} frames; {typical_range(prepared)}")
     return 0
 
 
@@ -474,9 +479,9 @@ def main(argv: list[str] | None = None) -> int:
         problem, status = error, 2
     except KeyboardInterrupt:
         problem, status = "stopped; the same command goes on from here", 130
-    print(f"prepare: {printable(problem)}", file=sys.stderr)
+    terminal.say(f"prepare: {problem}", sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
+from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import append_lines, regular, write
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -44,7 +45,7 @@ def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], objec
     """Tells how far something is that takes a while: a bar on a terminal, one line elsewhere. Yields `done(count)`."""
     speaks = jax.process_index() == 0
     if speaks and not sys.stderr.isatty():
-        print(f"{what} {total} {unit}", flush=True)
+        terminal.say(f"{what} {total} {unit}")
     options = {"desc": what, "unit": f" {unit}", "leave": False, "disable": None if speaks else True}
     with tqdm(total=total, **options) as bar:
         yield bar.update
@@ -65,7 +66,7 @@ class Progress:
             self._file = _continue(workdir / METRICS, first)
             self._events = SummaryWriter(str(workdir / EVENTS), purge_step=first + 1)
             if 0 < first < last:
-                print(f"continuing after step {first}", flush=True)
+                terminal.say(f"continuing after step {first}")
 
     def record(self, step: int, metrics: Mapping[str, Any], flops_per_step: float = 0.0) -> None:
         """Write the scalars of this step. `flops_per_step`: of all devices together; 0 where it is not known."""
@@ -85,7 +86,7 @@ class Progress:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
             self._events.flush()
-            print(self._line(step, values, rate), flush=True)
+            terminal.say(self._line(step, values, rate))
         self._since, self._step = time.perf_counter(), step
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
@@ -139,7 +140,7 @@ def _continue(file: Path, step: int) -> BinaryIO:
             kept.append(line + b"\n")
     if broken:
         where = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
-        print(f"{file}: dropping {len(broken)} line(s) that cannot be read as records: {where}", flush=True)
+        terminal.say(f"{file}: dropping {len(broken)} line(s) that cannot be read as records: {where}")
     write(file, b"".join(kept))
     return append_lines(file)  # a line is written at once or not at all
 

@@ -19,6 +19,7 @@ Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.sources import PreparedSplit
 from marigold_jax.objectives.contract import TARGETS
 from marigold_jax.recipe import make_recipe
+from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import write
 from marigold_jax.training import init_state, make_steps
 from marigold_jax.usage import fail, parse
@@ -64,7 +66,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
 
     def say(*what: Any) -> None:
         if speaks:
-            print(*what, flush=True)
+            terminal.say(" ".join(map(str, what)))
 
     def stop(number: int, frame: Any) -> None:
         signals.append(number)
@@ -295,4 +297,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS))
+    sys.exit(terminal.run(lambda: app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS))))

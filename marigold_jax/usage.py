@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from absl import flags, logging
 
+from marigold_jax.runtime import terminal
+
 HELP = {"-h", "--h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -57,7 +59,7 @@ def explain(about: str, wanted: Mapping[str, str], further: Mapping[str, str]) -
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    terminal.say(f"error: {message}", sys.stderr)
     sys.exit(status)
 
 
@@ -67,7 +69,7 @@ def _missing(name: str, what: str) -> NoReturn:
 
 def _value_of(name: str, argv: Sequence[str]) -> str:
     """What `--name VALUE` or `--name=VALUE` gives, as far as that can be told without parsing."""
-    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         for dashes in ("--", "-"):
             if flag == f"{dashes}{name}":
                 return following

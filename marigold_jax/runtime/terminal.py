@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,10 +12,11 @@ from marigold_jax.runtime.files import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags without the control characters that are in them."""
+    """Says in one line what is wrong with the flags, without the control characters that are in them."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        say(f"{self.prog}: {message}; --help tells more", sys.stderr)
+        sys.exit(2)
 
 
 def say(line: object, stream: Any = None) -> None:
@@ -29,16 +31,24 @@ def run(main: Callable[[], int]) -> int:
     `| head` and `>&-` change nothing: the program does its work, and ends without a word about it.
     """
     _open_streams()
+    quieten()
     try:
         status = main()
     except SystemExit as stopped:  # wrong flags, or --help
         status = stopped.code
+    except BrokenPipeError:  # a table or a help text of which only the beginning is wanted
+        status = 0
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:  # Python would tell of it when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
+
+
+def quieten() -> None:
+    """Keeps Pillow's remarks on odd files to itself, each two lines with its own source: what matters is an error."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _open_streams() -> None:
