@@ -160,7 +160,7 @@ def predicted():
         return np.asarray(image, np.float32).reshape(10, 24, 32) / 255
 
 
-def half_broken():
+def two_broken():
     """One member is upside down, another is constant."""
     return np.concatenate([1 - predicted()[:1], np.full((1, 24, 32), 0.5, np.float32), predicted()[2:]])
 
@@ -172,26 +172,25 @@ def two_upside_down():
 ENSEMBLES = {
     "predicted": predicted,
     "two of them": lambda: predicted()[:2],
-    "five of them": lambda: predicted()[:5],
-    "one upside down, one constant": half_broken,
+    "one upside down, one constant": two_broken,
     "two upside down": two_upside_down,
     "noise": lambda: np.random.default_rng(0).random((6, 24, 32), np.float32),
-    **{kind: partial(lambda kind: toy_ensemble(kind, 24, 32, 0)[1], kind) for kind in KINDS},
 }
 
 
-@pytest.mark.parametrize("shift_invariant", [True, False])
-@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize(
+    "name, shift_invariant", [*((name, True) for name in ENSEMBLES), ("predicted", False), ("two upside down", False)]
+)
 def test_bfgs_stays_upright_however_long_it_goes_on(name, shift_invariant):
     """The paper's objective is smallest where all maps are shrunk to nothing, and next to that is upside down."""
-    maps = ENSEMBLES[name]()
+    maps = ENSEMBLES[name]()[:, ::2, ::2]
     low, high = maps.min((1, 2), keepdims=True) * shift_invariant, maps.max((1, 2), keepdims=True)
     start = ((maps - low) / np.maximum(high - low, 1e-6)).astype(np.float32)
     everywhere = jnp.ones(start.shape[1:], bool)
     # Compiled once for all numbers of iterations; the annotations would want a number.
     align = jax.jit(partial(inspect.unwrap(align_bfgs), shift_invariant=shift_invariant, tol=1e-6))
-    begin, before = lower_median_numpy(start).ravel(), np.inf
-    for iterations in (0, 1, 2, 3, 5, 8, 13, 20, 30, 50, 100, 200):
+    begin, before = lower_median_numpy(start).ravel(), paper_objective(start)
+    for iterations in (1, 2, 5, 20, 50, 200):
         scale, shift, _ = align(jnp.asarray(start), everywhere, max_iter=jnp.int32(iterations))
         aligned = np.asarray(scale)[:, None, None] * start + np.asarray(shift)[:, None, None]
         assert (np.asarray(scale) > 0.2).all(), iterations
