@@ -181,6 +181,7 @@ def test_corrections_of_low_rank_reach_student_and_target_alike():
     [
         ({"grid": 7}, "grid is 7, wanted a divisor of the 1000 timesteps"),
         ({"grid": 0}, "grid is 0"),
+        ({"huber": 0.0}, "huber is 0.0, wanted more than 0"),
         ({"target": "albedo"}, "target is 'albedo', wanted one of depth, normals"),
         ({"remat": "all"}, "remat is 'all', wanted one of none, blocks, dots"),
     ],

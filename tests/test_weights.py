@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -208,6 +209,14 @@ def test_native_checkpoint(original, tmp_path):
     assert {array.dtype for array in half.vae.params.values()} == {jnp.dtype(jnp.bfloat16)}
     # The text encoder is not there any more, and nothing asks for it.
     assert Marigold.from_pretrained(tmp_path / "native").modality.name == "depth"
+
+
+def test_native_checkpoint_below_the_working_directory(original, tmp_path, monkeypatch, capfd):
+    """Orbax refuses relative paths, and tells of it at length."""
+    monkeypatch.chdir(tmp_path)
+    assert convert.main(["--source", str(original), "--output", "native"]) == 0
+    assert capfd.readouterr().err == ""
+    assert_same_params(checkpoint.load(Path("native")), checkpoint.load(original))
 
 
 def test_native_checkpoint_is_born_sharded(original, tmp_path, monkeypatch):

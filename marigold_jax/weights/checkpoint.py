@@ -307,6 +307,7 @@ def _restore(folder: Path, shapes: Any) -> Any:
     for path in folder.rglob("*"):
         if not path.is_dir():
             regular(path)
+    folder = folder.absolute()  # Orbax reads and writes nothing else
     with _quiet():
         stored = ocp.metadata(folder).metadata
     if stored is None:
@@ -405,7 +406,8 @@ def _save_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
 
     parts = {name: getattr(checkpoint, name) for name in COMPONENTS}
     params = {name: jax.tree.map(lambda x: x.astype(dtype), part.params) for name, part in parts.items()}
-    ocp.save(folder / NATIVE_PARAMS, params)
+    with _quiet():
+        ocp.save((folder / NATIVE_PARAMS).absolute(), params)
     stored = {
         name: {"_class_name": class_name_of(name, part.config)} | config_to_dict(part.config, {})
         for name, part in parts.items()
