@@ -109,8 +109,8 @@ def consistency_loss(
         remat: a row of `REMAT`, for the student: less memory for more time.
 
     Raises:
-        ValueError: the target or remat is unknown, the grid does not divide the timesteps, or huber is not above 0; or, when
-            called, the UNet does not read two latents, or predicts the noise where there is nothing else.
+        ValueError: the target or remat is unknown, the grid does not divide the timesteps, or huber is not above 0; or,
+            when called, the UNet does not read two latents, or predicts the noise where there is nothing else.
     """
     encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
     stride = stride_of(schedule, grid)
