@@ -234,7 +234,7 @@ KINDS = {
         summary="any folder of RGB images and depth maps",
         layout="""RAW_DIR holds files that belong together if they have the same path in these folders, extension aside:
 
-  RAW_DIR/rgb/a/1.jpg        any picture; turned as its EXIF says
+  RAW_DIR/rgb/a/1.jpg        any picture that predict reads; turned as its EXIF says
   RAW_DIR/depth/a/1.png      16-bit PNG or TIFF, 32-bit TIFF, .npy, .npz or .h5 (one array), .exr or .pfm, along the
                              optical axis; 0, NaN and infinity are invalid
   RAW_DIR/mask/a/1.png       optional: PNG, TIFF, BMP or an array, not 0 where the depth is valid

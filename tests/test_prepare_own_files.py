@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from marigold_jax import prepare
-from marigold_jax.data.folder import hold_out, list_frames
+from marigold_jax.data.folder import FORMATS, hold_out, list_frames
 from marigold_jax.data.frames import BadFrame, check_rgb, filename_lines
-from marigold_jax.data.images import read_image
+from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, read_image
 from marigold_jax.data.sources import PreparedSplit, Source, decode
 
 HEIGHT, WIDTH = 12, 17
@@ -311,6 +311,19 @@ def test_heic_is_a_picture_where_it_can_be_read(raw):
     assert names(raw) == ["rgb/a.png", "rgb/b.png", "rgb/c.HEIC"]
     prepared = PreparedSplit(f"{raw.parent}/mine/train")
     np.testing.assert_array_equal(prepared[2]["rgb"], read_image(raw / "rgb" / "c.HEIC"))
+
+
+def test_heic_says_what_to_install_where_it_cannot_be_read(raw, monkeypatch):
+    readers = {kind: read for kind, read in FORMATS["rgb"].items() if kind not in HEIF_EXTENSIONS}
+    monkeypatch.setitem(FORMATS, "rgb", readers)
+    (raw / "rgb" / "c.heic").write_bytes(b"a phone's")
+    unused = []
+    assert len(list_frames(str(raw), None, unused)) == 2
+    assert unused == [("rgb/c.heic", HEIF_HINT)]
+    for name in ("a.png", "b.png"):
+        (raw / "rgb" / name).unlink()
+    with pytest.raises(ValueError, match=r"holds no images .* found rgb/c\.heic; pip install"):
+        list_frames(str(raw), None)
 
 
 def test_grey_beyond_16_bits_is_refused_by_reason(raw):

@@ -37,7 +37,7 @@ from marigold_jax.data.frames import (
     to_mask_png,
     to_png,
 )
-from marigold_jax.data.images import extensions
+from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, extensions
 from marigold_jax.data.sources import Source
 from marigold_jax.runtime.files import printable
 
@@ -83,10 +83,12 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
         frames.append(Frame(_utf8(paths["rgb"]), **parts, problem=problem))
     for name, stems in files.items():
         for found in stems.values() if name != "rgb" else (found for found in stems.values() if not found[0].known):
-            why = "no picture of this name in rgb" if found[0].known else "unknown kind"
-            unused.extend((_utf8(file.path), why) for file in found)
+            reason = (lambda path: "no picture of this name in rgb") if found[0].known else _unknown
+            unused.extend((_utf8(file.path), reason(file.path)) for file in found)
     if not frames:
-        there = f"; found {_few([name for name, _ in unused if name.startswith('rgb/')])}" if unused else ""
+        there = [(name, why) for name, why in unused if name.startswith("rgb/")]
+        hint = f"; {HEIF_HINT}" if HEIF_HINT in (why for _, why in there) else ""
+        there = f"; found {_few([name for name, _ in there])}{hint}" if there else ""
         raise ValueError(f"{root / 'rgb'} holds no images ({', '.join(sorted(extensions()))}){there}")
     return frames
 
@@ -111,7 +113,7 @@ def _by_stem(root: Path, folder: str, unused: list[Unused]) -> dict[str, list[_F
             kept = [file for file in kept if not _shallow_png(root / file.path)] or kept
         for file in files:
             if file not in kept:
-                unused.append((_utf8(file.path), "preview, 8-bit or in colour" if file.known else "unknown kind"))
+                unused.append((_utf8(file.path), "preview, 8-bit or in colour" if file.known else _unknown(file.path)))
         stems[stem] = kept
     return stems
 
@@ -170,6 +172,12 @@ def _listed(root: Path, filename_list: str, unused: list[Unused]) -> list[Frame]
 
 def _utf8(name: str) -> str:
     return name if is_utf8(name) else printable(name)
+
+
+def _unknown(path: str) -> str:
+    """Why a file of no known kind is not used."""
+    heic = path.startswith("rgb/") and Path(path).suffix.lower() in HEIF_EXTENSIONS
+    return HEIF_HINT if heic else "unknown kind"
 
 
 def _few(names: list[str], most: int = 5) -> str:
