@@ -80,7 +80,7 @@ def test_features_equal_pytorch(params):
 def test_the_loss_is_that_of_heads_on_standardised_features(params, batch):
     random = np.random.default_rng(2)
     taps = [jnp.asarray(random.normal(size=(2, *shape)), jnp.float32) for shape in ((2, 2, 32), (4, 4, 16), (4, 4, 16))]
-    kernels = heads(UNetConfig(block_out_channels=(16, 16, 32), **three_levels()))
+    kernels = heads(UNetConfig(block_out_channels=(16, 16, 32), norm_num_groups=8, **three_levels()))
     kernels = {name: random.normal(size=x.shape).astype(np.float32) for name, x in kernels.items()}
     loss = jax.jit(alignment_loss)(kernels, taps, params, batch["rgb"])
 
