@@ -263,8 +263,6 @@ def held_out(data: ConfigDict, run: ConfigDict, target: str) -> list[dict[str, n
     """
     if not run.evaluate_every or data.validation in NO_VALIDATION:
         return []
-    if run.validation_images < 1:
-        raise ValueError(f"config.run.validation_images={run.validation_images}: wanted at least 1")
     dataset = opened("validation", data.validation, data)
     spread = np.linspace(0, len(dataset) - 1, min(run.validation_images, len(dataset))).astype(int)
     examples = [dataset[int(index)] for index in spread]

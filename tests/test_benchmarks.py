@@ -352,7 +352,7 @@ def test_a_list_names_nothing_outside(name, packed, tmp_path, capsys):
         for more in ([], ["--predictions", str(tmp_path), "--allow_missing"]):
             assert evaluate.main([*flags, *more]) == 1
             (error,) = capsys.readouterr().err.splitlines()
-            assert file.name in error and "wanted a relative name below" in error
+            assert file.name in error and "wanted relative names, without '..'" in error
         assert not (tmp_path / "out").exists()
 
 

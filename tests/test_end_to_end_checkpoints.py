@@ -255,8 +255,8 @@ def test_predict_asks_which_modality_in_one_line(depth, image, tmp_path, capsys)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
 
 
-def test_evaluate_has_the_flags_too(capsys):
-    flags = ["--dataset", "rooms", "--data_dir", "data", "--output_dir", "out", "--noise", "zeros", "--x0"]
+def test_evaluate_has_the_flags_too(capsys, tmp_path):
+    flags = ["--dataset", "rooms", "--data_dir", str(tmp_path), "--output_dir", "out", "--noise", "zeros", "--x0"]
     arguments = evaluate.parse(flags)
     assert (arguments.noise, arguments.x0, arguments.stretch) == ("zeros", True, None)
     with pytest.raises(SystemExit):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from marigold_jax import latents, prepare, runs, sharding, train
@@ -131,6 +132,7 @@ def run(monkeypatch, data, tmp_path):
             **{"run.steps": 2, "run.log_every": 1, "run.evaluate_every": 0, "run.latents": "float32"},
         }
         config.model.vae_widths = (8, 8, 16)
+        config.objective = ConfigDict(changes.pop("objective", config.objective))
         config.update_from_flattened_dict(small | {key.replace("__", "."): value for key, value in changes.items()})
         train.train(config.lock(), tmp_path / "run")
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -166,7 +168,10 @@ def test_training_on_latents_is_training(run, data):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective__name": "autoencoder"}, "config.run.latents=float32: the objective autoencoder is about pixels"),
+        (
+            {"objective": {"name": "autoencoder", "prompt_length": 2}},
+            "config.run.latents=float32: the objective autoencoder is about pixels",
+        ),
         ({"data__train": (("primitives/train", 1.0),)}, "wanted prepared datasets, not primitives/train"),
         ({"run__latents": "float16"}, "latents stored as 'float16': wanted one of float32, bfloat16"),
     ],

@@ -130,7 +130,7 @@ BAD = [
     ({"data__validation": "/"}, "config.data.validation=/: wanted a prepared"),
     ({"data__train": (("mine/train", 1.0),)}, "config.data.train=mine/train: wanted a prepared NAME/SPLIT.*no dataset"),
     ({"data__train": (("my_scans", 1.0),)}, "config.data.train=my_scans: wanted a prepared NAME/SPLIT"),
-    ({"run__validation_images": 0}, "config.run.validation_images=0: wanted at least 1"),
+    ({"run__validation_images": 0}, "config.run.validation_images=0: wanted 1 or more"),
     ({"data__size": (100, 130)}, r"config.data.size=\(100, 130\): wanted \(height, width\), multiples of 4"),
     ({"data__size": (16,)}, r"config.data.size=\(16,\): wanted \(height, width\), multiples of 4"),
 ]

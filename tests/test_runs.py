@@ -548,12 +548,3 @@ def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
         runs.locate("runs/A")
     assert not asked and runs.locate("runs/A@main") == tmp_path and runs.locate("someone/A", "v2") == tmp_path
     assert asked == [("runs/A", "main"), ("someone/A", "v2")]
-
-
-def test_a_folder_here_wins_over_what_ships(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    assert runs.locate(None) == runs.locate("marigold-rooms") == sources.SHIPPED / "marigold-rooms"
-    (tmp_path / "marigold-rooms").mkdir()
-    assert runs.locate(None) == sources.SHIPPED / "marigold-rooms" and not caplog.text
-    assert runs.locate("marigold-rooms") == Path("marigold-rooms")
-    assert "marigold-rooms is a folder here, and taken in place of the checkpoint that ships" in caplog.text

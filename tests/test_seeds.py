@@ -40,14 +40,3 @@ def test_programs_refuse_it_as_a_flag(program, seed, capsys):
         program.main([*PROGRAMS[program], "--seed", seed])
     assert stopped.value.code == 2
     assert f"--seed: wanted a whole number from 0 to 4294967295, got {seed!r}" in capsys.readouterr().err
-
-
-def test_training_refuses_it_before_it_begins(tmp_path):
-    from ml_collections import ConfigDict
-
-    from marigold_jax.train import train
-
-    for seed in (-1, 2**32):
-        with pytest.raises(ValueError, match=r"config\.run\.seed: wanted a whole number"):
-            train(ConfigDict({"run": {"seed": seed}}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
