@@ -227,7 +227,7 @@ def listing():
 
 
 def test_predict_from_top_to_bottom(execute, tmp_path):
-    said, pictures = execute("predict", PICTURES=PHOTOGRAPHS, ENSEMBLE_SIZE=3, RESOLUTION=48)
+    said, pictures = execute("predict", PICTURES=PHOTOGRAPHS, ENSEMBLE_SIZE=3, RESOLUTION=96)
     assert pictures == 3 and "2 of 2 pictures written" in said and "1 of 1 pictures written" in said
     output = tmp_path / "output" / "predict"
     for path in reversed(PHOTOGRAPHS):

@@ -277,7 +277,7 @@ def test_an_answer_of_nan_is_not_stored(folder, tmp_path):
     )
     with pytest.raises(ValueError, match=r"text_encoder: its answer to the empty prompt: .* NaN or infinite"):
         checkpoint.load(folder)
-    assert not (tmp_path / "user_cache" / "empty_prompt").exists()
+    assert not list((tmp_path / "user_cache" / "empty_prompt").iterdir())
 
 
 def test_ids_of_the_empty_prompt(tmp_path):
