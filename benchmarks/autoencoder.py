@@ -8,11 +8,11 @@ Means over the frames of a prepared split: PSNR of photographs in dB, AbsRel and
 import argparse
 from pathlib import Path
 
-from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.runs import locate
-from marigold_jax.usage import fail
-from marigold_jax.validation import reconstruct
-from marigold_jax.weights.checkpoint import load
+from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.runs.run_folder import locate
+from marigold_jax.runtime.cli import fail
+from marigold_jax.training.validation import reconstruct
+from marigold_jax.weights.model import load
 
 
 def main() -> None:

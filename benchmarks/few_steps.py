@@ -21,11 +21,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax import Marigold, compilation
-from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.runs import locate
-from marigold_jax.scoring import QUANTITIES, means, score, spread, table
-from marigold_jax.weights import checkpoint
+from marigold_jax import Marigold
+from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.evaluation.scoring import QUANTITIES, means, score, spread, table
+from marigold_jax.runs.run_folder import locate
+from marigold_jax.runtime import compilation_cache
+from marigold_jax.weights import model as checkpoint
 
 
 class Row(NamedTuple):
@@ -70,7 +71,7 @@ def main() -> None:
     if not rows:
         parser.error("name at least one checkpoint: --diffusion, --lcm or --end_to_end")
 
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
     indices = spread(split, arguments.limit)
     lines = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from marigold_jax import Marigold
 from marigold_jax.data.images import find_images, read_image
-from marigold_jax.denoising import denoise
+from marigold_jax.inference.program import denoise
 
 
 def difference(depth: np.ndarray, reference: np.ndarray) -> float:

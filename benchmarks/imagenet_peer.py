@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from marigold_jax.data.loader import make_loader
-from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.transforms import transform
 
 SIZE = (96, 128)  # (height, width), as `marigold-rooms` was trained

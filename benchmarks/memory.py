@@ -26,16 +26,16 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from marigold_jax import sharding
-from marigold_jax.denoising import denoise
+from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.hardware import slices
 from marigold_jax.hardware.operations import flops
+from marigold_jax.inference.pipeline import DTYPES, Marigold
+from marigold_jax.inference.program import denoise
 from marigold_jax.models import functional
-from marigold_jax.objectives import OBJECTIVES
-from marigold_jax.objectives.contract import REMAT
-from marigold_jax.pipeline import DTYPES, Marigold
-from marigold_jax.schedule import NoiseSchedule
-from marigold_jax.weights.checkpoint import Checkpoint, shapes_of
+from marigold_jax.runtime import sharding
+from marigold_jax.training.objectives import OBJECTIVES
+from marigold_jax.training.objectives.contract import REMAT
+from marigold_jax.weights.model import Checkpoint, shapes_of
 
 GB = 1e9
 PARTS = ("encode", "unet", "decode", "prediction")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from marigold_jax.data.rooms import catalogue, world
-from marigold_jax.data.rooms.render import Renderer
+from marigold_jax.rooms import catalogue, world
+from marigold_jax.rooms.render import Renderer
 
 
 def measure(kind: str, models: catalogue.Catalogue, size: tuple[int, int], scenes: int, views: int) -> list[float]:

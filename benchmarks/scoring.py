@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from marigold_jax.data.benchmarks import BENCHMARKS, OfficialSplit
 from marigold_jax.evaluate import saved
-from marigold_jax.scoring import means, score
+from marigold_jax.evaluation.benchmarks import BENCHMARKS, OfficialSplit
+from marigold_jax.evaluation.scoring import means, score
 
 SIZE = (480, 640)
 

@@ -24,17 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marigold_jax.diffusion.optimiser import iter_exponential, make_optimiser
+from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
 from marigold_jax.models import functional, unet, vae
-from marigold_jax.objectives.contract import REMAT
-from marigold_jax.objectives.diffusion import diffusion_objective
-from marigold_jax.optimiser import iter_exponential, make_optimiser
-from marigold_jax.schedule import NoiseSchedule
-from marigold_jax.training import init_state, make_steps
-from marigold_jax.weights.checkpoint import load
+from marigold_jax.training.objectives.contract import REMAT
+from marigold_jax.training.objectives.diffusion import diffusion_objective
+from marigold_jax.training.step import init_state, make_steps
+from marigold_jax.weights.hub import resolve
+from marigold_jax.weights.model import load
 from marigold_jax.weights.scratch import SCHEDULER
-from marigold_jax.weights.sources import resolve
 
 Step = Callable[[], float]  # takes one step and returns its loss
 RATE, CELL = 3e-5, 8

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from marigold_jax.pipeline import Marigold as Marigold
+    from marigold_jax.inference.pipeline import Marigold as Marigold
 
 __version__ = "0.1.0"
 __all__ = ["Marigold"]
@@ -17,7 +17,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 def __getattr__(name: str):
     # Imported on first use: `--help` of a program, and the data tower's worker processes, must not wait for JAX.
     if name == "Marigold":
-        from marigold_jax.pipeline import Marigold
+        from marigold_jax.inference.pipeline import Marigold
 
         return Marigold
     raise AttributeError(f"module 'marigold_jax' has no attribute {name!r}")

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.evaluation.scoring import Look, means, score, spread, table
 from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import write
-from marigold_jax.scoring import Look, means, score, spread, table
 
 SIZES = (1, 2, 3, 5, 10, 15, 20)  # of ensembles
 STEPS = (1, 2, 4, 10, 25, 50)
@@ -111,10 +111,10 @@ def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: lis
 def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
     """The checkpoint with another number of steps, and with another spacing of timesteps."""
     from marigold_jax import Marigold
-    from marigold_jax.runs import locate
-    from marigold_jax.weights import checkpoint
+    from marigold_jax.runs.run_folder import locate
+    from marigold_jax.weights import model
 
-    loaded = checkpoint.load(locate(arguments.checkpoint))
+    loaded = model.load(locate(arguments.checkpoint))
     for spacing in SPACINGS:
         pipe = Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, "timestep_spacing": spacing}))
         for count in STEPS:
@@ -229,9 +229,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
         indices = spread(split, arguments.limit)
-        from marigold_jax import compilation  # here, so that --help and a mistyped flag need not wait for JAX
+        from marigold_jax.runtime import (
+            compilation_cache,  # here, so that --help and a mistyped flag need not wait for JAX
+        )
 
-        compilation.enable_cache()
+        compilation_cache.enable_cache()
         rows = []
         for point in tqdm(ABLATIONS[arguments.which](arguments, split, overrides), unit="point", disable=None):
             rows.append(row(point, score(point.look, split, indices, "least_square", allow_missing=False)))

@@ -48,17 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output.exists():
         return _fail(f"{arguments.output}: exists already; name a new folder")
     # Imported late, so that --help is instant.
-    from marigold_jax.runs import locate
-    from marigold_jax.weights import checkpoint
+    from marigold_jax.runs.run_folder import locate
+    from marigold_jax.weights import model
 
     started = time.perf_counter()
     try:
-        loaded = checkpoint.load(locate(arguments.source))
+        loaded = model.load(locate(arguments.source))
         if arguments.inflate:
-            loaded = checkpoint.inflate(loaded, bias=arguments.inflate)
-        if why := checkpoint.unsuitable(loaded, plain_too=True):
+            loaded = model.inflate(loaded, bias=arguments.inflate)
+        if why := model.unsuitable(loaded, plain_too=True):
             return _fail(why)
-        checkpoint.save(loaded, arguments.output, arguments.to, arguments.dtype)
+        model.save(loaded, arguments.output, arguments.to, arguments.dtype)
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))
     parameters = sum(array.size for part in (loaded.unet, loaded.vae) for array in part.params.values())

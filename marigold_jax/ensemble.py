@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from marigold_jax.gradients import arc_cosine, leading_eigenvector, length, square_root
+from marigold_jax.diffusion.gradients import arc_cosine, leading_eigenvector, length, square_root
 
 SMALLEST_SCALE = 0.25  # of a map that spans [0, 1] at the start of "bfgs"
 TINY = 1e-6  # the smallest range, deviation or norm that is divided by

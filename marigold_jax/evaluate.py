@@ -6,7 +6,7 @@
     python -m marigold_jax.evaluate --checkpoint NAME --dataset nyu_v2_normals,scannet_normals,ibims_normals ...
 
 A dataset is one that `prepare` made, or a test set of the papers as Marigold's authors packed it; those have protocols
-of their own: see `marigold_jax/data/benchmarks.py`. What the papers report is printed below the scores.
+of their own: see `marigold_jax/evaluation/benchmarks.py`. What the papers report is printed below the scores.
 
 Depth is aligned to the truth (--alignment), clipped to the depths that count in the dataset, and compared over the
 valid pixels, in float64; scores are means over images. Normals are compared by the angle to the true ones, in degrees,
@@ -24,7 +24,7 @@ first or last, axes of length 1 may be in front, and a map of another size is re
 --beside takes more such folders, for more rows of the table. --blind adds two estimators that never look: a constant
 (normals: everything faces the camera), and the mean map of the split "train".
 --resize official resizes as Marigold's authors do, whose numbers the papers have: see `marigold_jax/data/geometry.py`.
-Several processes predict a share each; `marigold_jax/distributed.py` says how they find each other.
+Several processes predict a share each; `marigold_jax/runtime/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -41,21 +41,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax import distributed, seeds
-from marigold_jax.angles import CONVENTIONS
-from marigold_jax.data.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
-from marigold_jax.data.frames import BadFrame
 from marigold_jax.data.geometry import RESIZES
-from marigold_jax.data.maps import read_map
-from marigold_jax.data.predictions import OUTPUTS
+from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.data.resample import resize
-from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.saved_maps import read_map
 from marigold_jax.data.transforms import transform
-from marigold_jax.description import OPTIONS, add_flags, given
-from marigold_jax.metrics import ALIGNMENTS, REMARKS
-from marigold_jax.runtime import terminal
-from marigold_jax.runtime.files import below, printable, read_json, write, write_json
-from marigold_jax.scoring import (
+from marigold_jax.evaluation.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
+from marigold_jax.evaluation.depth_metrics import ALIGNMENTS, REMARKS
+from marigold_jax.evaluation.normal_metrics import CONVENTIONS
+from marigold_jax.evaluation.scoring import (
     QUANTITIES,
     Judged,
     Look,
@@ -78,6 +73,10 @@ from marigold_jax.scoring import (
     table,
     truth_of,
 )
+from marigold_jax.inference.outputs import OUTPUTS
+from marigold_jax.runtime import distributed, seeds, terminal
+from marigold_jax.runtime.files import below, printable, read_json, write, write_json
+from marigold_jax.weights.model_index import OPTIONS, add_flags, given
 
 SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "resize", "seed", "dtype")
 SETTINGS += tuple(OPTIONS)
@@ -230,9 +229,10 @@ def compute(arguments: argparse.Namespace, folder: Path, split: Split, indices: 
     if not todo:
         return failures
     # JAX starts here, so that --help and a mistyped flag need not wait for it.
-    from marigold_jax import Marigold, compilation
+    from marigold_jax import Marigold
+    from marigold_jax.runtime import compilation_cache
 
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     try:
         pipe = Marigold.from_pretrained(arguments.checkpoint, dtype=arguments.dtype, **given(arguments))
         pipe.sampler(arguments.denoise_steps)

@@ -33,7 +33,7 @@ no word on --modality, which is read off its name where that speaks of depth or 
 
 A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written. HEIC needs
 pip install 'marigold_jax[heif]'. Pictures may have up to 178 million pixels.
-Several processes share the pictures; `marigold_jax/distributed.py` says how they find each other.
+Several processes share the pictures; `marigold_jax/runtime/distributed.py` says how they find each other.
 Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
@@ -49,10 +49,10 @@ from pathlib import Path
 
 import numpy as np
 
-from marigold_jax import distributed, seeds
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_ahead, read_image
-from marigold_jax.data.predictions import (
+from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
+from marigold_jax.inference.outputs import (
     Journal,
     color_table,
     exist,
@@ -64,11 +64,10 @@ from marigold_jax.data.predictions import (
     sources,
     too_long,
 )
-from marigold_jax.data.references import doubt, read_reference, to_metres
-from marigold_jax.description import add_flags, given
-from marigold_jax.runtime import terminal
+from marigold_jax.runtime import distributed, seeds, terminal
 from marigold_jax.runtime.budget import Budget
 from marigold_jax.runtime.files import printable
+from marigold_jax.weights.model_index import add_flags, given
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone
@@ -194,10 +193,11 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         return ""
 
     # JAX starts here, so that --help and a mistyped flag or path need not wait for it.
-    from marigold_jax import Marigold, compilation
-    from marigold_jax.pipeline import default_batch_size
+    from marigold_jax import Marigold
+    from marigold_jax.inference.pipeline import default_batch_size
+    from marigold_jax.runtime import compilation_cache
 
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     try:
         pipe = Marigold.from_pretrained(
             arguments.checkpoint, dtype=arguments.dtype, vae=arguments.vae, **given(arguments)
@@ -328,7 +328,7 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
                 raise
     finally:
         look_again()
-    compiled, cached = compilation.counts()
+    compiled, cached = compilation_cache.counts()
     return f"; {compiled} program{'s' * (compiled != 1)} compiled, {cached} taken from the cache"
 
 

@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax.data import panels
-from marigold_jax.data.records import read_index
+from marigold_jax.data.array_record import read_index
+from marigold_jax.data.prepared import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
 from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
-from marigold_jax.data.sources import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
 from marigold_jax.data.transforms import PERCENTILES
+from marigold_jax.evaluation import figures
 from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import printable, read_json, write
 
@@ -115,7 +115,7 @@ def _folder(args: argparse.Namespace) -> RgbdConfig:
 
 
 def _rooms(args: argparse.Namespace) -> RgbdConfig:
-    from marigold_jax.data.rooms import assets, frames  # needs trimesh and embreex
+    from marigold_jax.rooms import assets, frames  # needs trimesh and embreex
 
     if args.scenes < 1 or args.views < 1 or args.seed < 0 or min(args.size) < 16:
         raise ValueError("want --scenes and --views of at least 1, --seed of at least 0, --size of at least 16 16")
@@ -430,7 +430,7 @@ def describe(config: RgbdConfig, split: str, path: str, folder: Path) -> None:
     if not sheet.exists():
         prepared = PreparedSplit(path)
         some = [prepared[int(index)] for index in np.unique(np.linspace(0, len(prepared) - 1, SHOWN).astype(int))]
-        write(sheet, panels.png(panels.contact_sheet(some)))
+        write(sheet, figures.png(figures.contact_sheet(some)))
     if config.card and not card.exists():
         write(card, config.card.encode())
 

@@ -3,7 +3,7 @@
     python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
     python -m marigold_jax.train --config configs/hypersim_vkitti.py --workdir DIR --config.data.batch_size=8 ...
 
-Several hosts or processes run the same command (`marigold_jax/distributed.py` says how they find each other).
+Several hosts or processes run the same command (`marigold_jax/runtime/distributed.py` says how they find each other).
 
 Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
 (one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
@@ -30,18 +30,19 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax import compilation, distributed, latents, progress, runs, settings, sharding
-from marigold_jax.data import panels
 from marigold_jax.data.loader import DataSource, make_loader
+from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
-from marigold_jax.data.sources import PreparedSplit
-from marigold_jax.objectives.contract import TARGETS
-from marigold_jax.recipe import make_recipe
-from marigold_jax.runtime import terminal
+from marigold_jax.evaluation import figures
+from marigold_jax.runs import run_folder
+from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
+from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.runtime.files import write
-from marigold_jax.training import init_state, make_steps
-from marigold_jax.usage import fail, parse
-from marigold_jax.validation import VALIDATIONS
+from marigold_jax.training import encode_dataset, progress, settings
+from marigold_jax.training.objectives.contract import TARGETS
+from marigold_jax.training.setup import make_recipe
+from marigold_jax.training.step import init_state, make_steps
+from marigold_jax.training.validation import VALIDATIONS
 
 NO_VALIDATION = ("", None, "None", "none")  # a flag for a text makes a text of None
 FLAGS = {
@@ -53,7 +54,7 @@ BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val":
 
 def train(config: ConfigDict, workdir: Path) -> None:
     settings.check(config.to_dict())
-    with runs.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    with run_folder.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         train_here(config, workdir)
 
 
@@ -76,13 +77,13 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
         signal.signal(number, stop)
     if speaks:
-        runs.claim(workdir, config.to_dict())
-    compilation.enable_cache()
+        run_folder.claim(workdir, config.to_dict())
+    compilation_cache.enable_cache()
 
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     say(f"loading the model ({config.model.checkpoint}) and the data")
-    base = runs.begin(workdir, config.to_dict())
+    base = run_folder.begin(workdir, config.to_dict())
     stored = config.run.get("latents", "")
     recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, stored, **config.optim)
 
@@ -109,7 +110,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         how = {"target": config.model.prediction, "dtype": stored, "num_workers": data.num_workers}
         how |= {"stopping": lambda: signals, **seen}
         try:
-            datasets = {path: latents.cached(split, base.vae, **how) for path, split in datasets.items()}
+            datasets = {path: encode_dataset.cached(split, base.vae, **how) for path, split in datasets.items()}
         except InterruptedError as stopped:
             say(f"{stopped}; give the same command again to go on")
             return
@@ -133,7 +134,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     frozen = layout.place(recipe.frozen)
     state = init_state(recipe.params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
-    base = runs.with_params(base, trains, frozen.get(trains, {}))
+    base = run_folder.with_params(base, trains, frozen.get(trains, {}))
     follows = recipe.follows
     del recipe
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
@@ -143,7 +144,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     none_yet = {"step": None, judge: float("inf"), "validation": data.validation}
 
     # --------------------------------------------------------------------------------------------------------- Resume
-    checkpoints = runs.Checkpoints(workdir / runs.CHECKPOINTS)
+    checkpoints = run_folder.Checkpoints(workdir / run_folder.CHECKPOINTS)
     last, first, best = config.run.steps, 0, none_yet
     if (restored := checkpoints.restore(state)) is not None:
         state, notes = restored
@@ -190,9 +191,9 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if evaluating:
             with reporter.paused(metrics):
-                scores, panel = validate(runs.trained(base, trains, state[weights], layout), examples)
+                scores, panel = validate(run_folder.trained(base, trains, state[weights], layout), examples)
                 if speaks:
-                    write(workdir / "panels" / f"step_{done:06d}.png", memoryview(panels.png(panel)))
+                    write(workdir / "panels" / f"step_{done:06d}.png", memoryview(figures.png(panel)))
                     reporter.picture("validation", done, panel)
         if improved := evaluating and scores[judge] < best[judge]:
             best = none_yet | {"step": done, judge: scores[judge]}
@@ -213,10 +214,10 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     if done < last:
         say(f"stopped after step {done}; give the same command again to go on")
         return
-    whole = runs.trained(base, trains, state[weights], layout)  # by all processes: each holds a share
-    if speaks and (first < last or runs.exported_step(workdir) != done):
-        runs.export(whole, done, workdir)
-    say(f"finished: {workdir / runs.EXPORT} is ready for --checkpoint, in diffusers' layout")
+    whole = run_folder.trained(base, trains, state[weights], layout)  # by all processes: each holds a share
+    if speaks and (first < last or run_folder.exported_step(workdir) != done):
+        run_folder.export(whole, done, workdir)
+    say(f"finished: {workdir / run_folder.EXPORT} is ready for --checkpoint, in diffusers' layout")
     distributed.wait_for_all("exported")
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from marigold_jax.modality import MODALITIES
+from marigold_jax.inference.modality import MODALITIES
 
 
 class Brightness:

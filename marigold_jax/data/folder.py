@@ -19,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from marigold_jax.data import arrays
-from marigold_jax.data.frames import (
+from marigold_jax.data import array_files
+from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, extensions
+from marigold_jax.data.prepared import Source
+from marigold_jax.data.raw_frame import (
     NO_DEPTH,
     BadFrame,
     Frame,
@@ -37,8 +39,6 @@ from marigold_jax.data.frames import (
     to_mask_png,
     to_png,
 )
-from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, extensions
-from marigold_jax.data.sources import Source
 from marigold_jax.runtime.files import printable
 
 # What file browsers and unpackers leave behind; so are all names that begin with a dot.
@@ -287,13 +287,13 @@ def _normals(array: Shaped[np.ndarray, "h w c"], path: str) -> Float[np.ndarray,
 
 # What a file is good for, by folder: how its content becomes an array, by extension, and what the array must be.
 Readers = dict[str, Callable[[bytes, str], np.ndarray]]
-ARRAYS: Readers = {".npy": arrays.npy, ".npz": arrays.npz, ".h5": arrays.hdf5, ".hdf5": arrays.hdf5}
-FLOATS: Readers = {".exr": arrays.exr, ".pfm": arrays.pfm}
+ARRAYS: Readers = {".npy": array_files.npy, ".npz": array_files.npz, ".h5": array_files.hdf5, ".hdf5": array_files.hdf5}
+FLOATS: Readers = {".exr": array_files.exr, ".pfm": array_files.pfm}
 FORMATS: dict[str, Readers] = {
-    "rgb": dict.fromkeys(extensions(), arrays.picture),
-    "depth": {".png": arrays.png16, ".tif": arrays.tiff, ".tiff": arrays.tiff, **ARRAYS, **FLOATS},
-    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), arrays.picture), **ARRAYS},
-    "normals": {".png": arrays.picture_of_normals, **ARRAYS, **FLOATS},
+    "rgb": dict.fromkeys(extensions(), array_files.picture),
+    "depth": {".png": array_files.png16, ".tif": array_files.tiff, ".tiff": array_files.tiff, **ARRAYS, **FLOATS},
+    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), array_files.picture), **ARRAYS},
+    "normals": {".png": array_files.picture_of_normals, **ARRAYS, **FLOATS},
 }
 CHECKS = {"depth": _depth, "mask": _mask, "normals": _normals}
 

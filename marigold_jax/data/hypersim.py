@@ -19,7 +19,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
-from marigold_jax.data.frames import (
+from marigold_jax.data.hdf5 import read_dataset
+from marigold_jax.data.normals import towards_camera
+from marigold_jax.data.prepared import SOURCES
+from marigold_jax.data.raw_frame import (
     BadFrame,
     Part,
     Record,
@@ -29,9 +32,6 @@ from marigold_jax.data.frames import (
     read_filename_list,
     to_png,
 )
-from marigold_jax.data.hdf5 import read_dataset
-from marigold_jax.data.normals import towards_camera
-from marigold_jax.data.sources import SOURCES
 from marigold_jax.runtime.files import printable, regular
 
 SPLIT_FILE = "metadata_images_split_scene_v1.csv"

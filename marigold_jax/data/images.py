@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from marigold_jax.data.predictions import is_journal, is_output
+from marigold_jax.inference.outputs import is_journal, is_output
 from marigold_jax.runtime.files import printable, regular
 
 # Pillow would try others as well, whatever a file is called: EPS starts Ghostscript.

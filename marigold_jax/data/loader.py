@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, Int
 
-from marigold_jax.data.latents import LatentSplit
-from marigold_jax.data.sources import PreparedSplit
+from marigold_jax.data.latent_store import LatentSplit
+from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.transforms import crop, transform
 from marigold_jax.data.worker import as_main
 

@@ -22,7 +22,7 @@ WALLS = 6  # surfaces 0 .. 5: -x, +x, floor, ceiling, back, front; then the boxe
 
 @dataclass(frozen=True)
 class Primitives:
-    """`count` scenes of `size` = (height, width), as examples like those of `data.sources.PreparedSplit`.
+    """`count` scenes of `size` = (height, width), as examples like those of `data.prepared.PreparedSplit`.
 
     An example holds `rgb` uint8 (h, w, 3), `depth` float32 (h, w, 1) in metres along the optical axis, 0 in the window;
     `mask` bool (h, w, 1); and `normals` float32 (h, w, 3), unit vectors in the camera's frame, 0 in the window.

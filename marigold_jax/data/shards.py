@@ -19,10 +19,10 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from marigold_jax.data.frames import Part
-from marigold_jax.data.records import INDEX, read_index
+from marigold_jax.data.array_record import INDEX, read_index
+from marigold_jax.data.prepared import dataset_folder
+from marigold_jax.data.raw_frame import Part
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
-from marigold_jax.data.sources import dataset_folder
 from marigold_jax.runtime.files import read_json, write, write_json
 
 PREPARED = "prepared"  # the key of metadata.json

@@ -20,7 +20,7 @@ PERCENTILES = (0.02, 0.98)
 def transform(
     example: dict[str, np.ndarray], *, size: tuple[int, int] | None, flip: bool, antialias: bool, far_fill: bool
 ) -> dict[str, np.ndarray]:
-    """An example of `data.sources` as a sample, at `size` = (height, width), or at its own for None.
+    """An example of `data.prepared` as a sample, at `size` = (height, width), or at its own for None.
 
     The sample holds `rgb` float32 (H, W, 3) in [-1, 1]; `depth` float32 (H, W, 1) in metres, 0 where invalid; `target`
     float32 (H, W, 1) in [-1, 1], near -1, far +1; `span` float32 (), the metres from -1 to +1; `mask` bool (H, W, 1),

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from marigold_jax.data.folder import read_frame as read_pair
-from marigold_jax.data.frames import Frame, Part, Record, quantise, read_filename_list
 from marigold_jax.data.normals import normals_from_depth
-from marigold_jax.data.sources import SOURCES
+from marigold_jax.data.prepared import SOURCES
+from marigold_jax.data.raw_frame import Frame, Part, Record, quantise, read_filename_list
 from marigold_jax.runtime.files import printable, regular
 
 # The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.runtime.files import read_json, write_json
-from marigold_jax.weights import names
-from marigold_jax.weights.tensors import Tensors, require_finite
+from marigold_jax.weights import torch_names
+from marigold_jax.weights.torch_files import Tensors, require_finite
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -33,12 +33,12 @@ def load_component(
     structure, shapes = layout_of(module, config)
     tensors = Tensors(folder)
     try:
-        matches = names.match({path: array.shape for path, array in shapes.items()}, tensors.shapes)
+        matches = torch_names.match({path: array.shape for path, array in shapes.items()}, tensors.shapes)
     except ValueError as error:
         raise ValueError(f"{tensors}: {error}") from error
 
     def read(path):
-        stored = names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
+        stored = torch_names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
         with np.errstate(over="ignore"):  # said below, by name
             array = np.ascontiguousarray(stored, dtype=dtype)
         if stored.dtype.itemsize > array.dtype.itemsize:
@@ -70,7 +70,9 @@ def save_component(
     folder.mkdir(parents=True)
     write_json(folder / CONFIG, {"_class_name": class_name} | config_to_dict(config, fixed))
     tensors = {
-        names.checkpoint_name(path, np.ndim(array)): names.to_checkpoint(path, np.asarray(array, dtype), spatial)
+        torch_names.checkpoint_name(path, np.ndim(array)): torch_names.to_checkpoint(
+            path, np.asarray(array, dtype), spatial
+        )
         for path, array in params.items()
     }
     save_file(tensors, folder / file, metadata={"format": "pt"})

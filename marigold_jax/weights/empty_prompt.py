@@ -19,7 +19,7 @@ from marigold_jax.models import clip, functional
 from marigold_jax.runtime.files import read_json, regular, write
 from marigold_jax.runtime.typed import Between, problem, shown
 from marigold_jax.weights.component import load_component
-from marigold_jax.weights.tensors import Tensors, require_finite
+from marigold_jax.weights.torch_files import Tensors, require_finite
 
 FILE = "empty_prompt.safetensors"
 LENGTHS = (2, 77)

@@ -21,7 +21,7 @@ import numpy as np
 
 from marigold_jax.models import unet, vae
 from marigold_jax.models.functional import Params, abstract, initialise
-from marigold_jax.weights.checkpoint import STABLE_DIFFUSION_2_SCHEDULER, Checkpoint, Component
+from marigold_jax.weights.model import STABLE_DIFFUSION_2_SCHEDULER, Checkpoint, Component
 
 COLORS = 3
 WIDTH = 8  # of the VAE: three colours, their negatives, two constants

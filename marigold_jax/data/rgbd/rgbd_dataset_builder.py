@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from marigold_jax.data.frames import BadFrame, Record
-from marigold_jax.data.records import FEATURES, VERSION, Feature
-from marigold_jax.data.sources import Source
+from marigold_jax.data.array_record import FEATURES, VERSION, Feature
+from marigold_jax.data.prepared import Source
+from marigold_jax.data.raw_frame import BadFrame, Record
 from marigold_jax.runtime.files import printable
 
 SHARDS = 128  # at most, in a split: every reading process keeps every shard open
@@ -20,7 +20,7 @@ SMALLEST_SHARD = 16
 
 @dataclasses.dataclass
 class RgbdConfig(tfds.core.BuilderConfig):
-    """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.frames.Record`.
+    """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.raw_frame.Record`.
 
     `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is. `flags`
     are those of `prepare` that decide what comes out, as text; `unused` are files that no frame makes use of, and why.
@@ -38,7 +38,7 @@ class RgbdConfig(tfds.core.BuilderConfig):
 
 
 def features_of(config: RgbdConfig) -> dict[str, Feature]:
-    """What `features.json` says of a dataset that this configuration makes, as `data.records` reads it."""
+    """What `features.json` says of a dataset that this configuration makes, as `data.array_record` reads it."""
     depth = dict(zip(("png16", "float32"), FEATURES["depth"], strict=True))[config.depth_encoding]
     more = [key for key in ("mask", "normals") if getattr(config, key)]
     return {key: FEATURES[key][0] for key in ("name", "rgb", *more)} | {"depth": depth}

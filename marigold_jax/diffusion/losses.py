@@ -1,0 +1,106 @@
+"""Losses over valid elements only."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
+
+from marigold_jax.diffusion.gradients import arc_cosine
+
+SMALLEST_VARIANCE = 1e-12  # of a prediction that is not constant; its range is about 2
+
+
+def latent_mask(mask: Bool[Array, "b h w 1"], cell: int = 8) -> Bool[Array, "b i j 1"]:
+    """Returns which latents count: those whose `cell` × `cell` pixels are all valid (arXiv 2312.02145).
+
+    Raises:
+        ValueError: a side of the image is not a multiple of `cell`.
+    """
+    b, h, w, _ = mask.shape
+    if h % cell or w % cell:
+        raise ValueError(f"latent_mask: images are {h} x {w}, wanted multiples of {cell}; crop or resize them")
+    return mask.reshape(b, h // cell, cell, w // cell, cell, 1).all(axis=(2, 4))
+
+
+def masked_mse(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
+) -> Float32[Array, ""]:
+    """Returns the mean squared error over all valid elements of the batch together; 0 where nothing is valid.
+
+    Pooled, not averaged over samples: an image with many valid pixels weighs more than one with few.
+    """
+    valid = jnp.broadcast_to(mask, prediction.shape)
+    # Masked before it is squared, so that what is invalid has no gradient, be it infinite.
+    error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
+    return jnp.sum(error**2) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def masked_pseudo_huber(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"], c: float
+) -> Float32[Array, ""]:
+    """Returns the mean of √(error² + c²) − c over all valid elements of the batch together; 0 where nothing is valid.
+
+    A squared error below c, an absolute one above (arXiv 2310.14189, section 3.3, for consistency training).
+    """
+    valid = jnp.broadcast_to(mask, prediction.shape)
+    error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
+    # The same number, without the difference of two that are nearly equal.
+    total = jnp.sum(error**2 / (jnp.sqrt(error**2 + c**2) + c))
+    return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def scale_and_shift(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
+) -> tuple[Float32[Array, "b 1 1 1"], Float32[Array, "b 1 1 1"]]:
+    """Returns, for each image, the least-squares scale and shift from the prediction to the target; differentiable.
+
+    Both are 0 where the prediction is constant or nothing is valid (arXiv 2409.11355, as MiDaS before it).
+    """
+    valid = jnp.broadcast_to(mask, prediction.shape).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3), keepdims=True), 1.0)
+
+    def mean(x: Array) -> Array:
+        return jnp.sum(jnp.where(mask, x, 0.0), axis=(1, 2, 3), keepdims=True) / count
+
+    # Masked before it is squared, as above.
+    x, y = (jnp.where(mask, image.astype(jnp.float32), 0.0) for image in (prediction, target))
+    x_mean, y_mean = mean(x), mean(y)
+    variance, covariance = mean((x - x_mean) ** 2), mean((x - x_mean) * (y - y_mean))
+    varies = variance > SMALLEST_VARIANCE
+    scale = jnp.where(varies, covariance / jnp.where(varies, variance, 1.0), 0.0)
+    return scale, jnp.where(varies, y_mean - scale * x_mean, 0.0)
+
+
+def aligned(
+    prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
+) -> Float32[Array, "b h w c"]:
+    """Returns the prediction with the scale and shift that suit the target best; they too are differentiated."""
+    scale, shift = scale_and_shift(prediction, target, mask)
+    return scale * prediction.astype(jnp.float32) + shift
+
+
+def weighted_l1(
+    prediction: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    mask: Bool[Array, "b h w 1"],
+    weight: Float[Array, "b 1 1 1"] | Float[Array, "b h w 1"],
+) -> Float32[Array, ""]:
+    """Returns the mean over all valid elements of `weight` · |prediction − target|; 0 where nothing is valid.
+
+    `weight` says what an error is worth, in each image or pixel.
+    """
+    valid = jnp.broadcast_to(mask, prediction.shape)
+    error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
+    total = jnp.sum(jnp.abs(error) * weight)
+    return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def angular_error(
+    prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"], mask: Bool[Array, "b h w 1"]
+) -> Float32[Array, ""]:
+    """Returns the mean angle between normals, in radians, over all valid pixels; 0 where nothing is valid.
+
+    `target` holds unit vectors. The prediction should be shorter than 1 by a little: where it is not, and points the
+    same way, its gradient is 0.
+    """
+    cosine = jnp.sum(prediction.astype(jnp.float32) * target.astype(jnp.float32), axis=-1, keepdims=True)
+    angle = jnp.where(mask, arc_cosine(jnp.where(mask, cosine, 0.0)), 0.0)
+    return jnp.sum(angle) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)

@@ -1,0 +1,164 @@
+"""Samplers as tables: from pure noise to a clean latent in a few linear steps.
+
+Every DDIM (η = 0, arXiv 2010.02502) and every LCM (arXiv 2310.04378) step is `x ← a · x + b · output + c · noise`, and
+only the three numbers depend on the step. A sampler is therefore four columns, one row per step, and one function.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Float64, Int, Int32
+
+from marigold_jax.diffusion.schedule import NoiseSchedule, read_scheduler_config
+
+
+class SamplerTable(NamedTuple):
+    """One row per denoising step, in the order of the steps. A pytree of NumPy arrays that `jax.lax.scan` can walk.
+
+    Attributes:
+        timesteps: what the network is told; falling.
+        a: weight of the current latent.
+        b: weight of the network's output.
+        c: weight of fresh Gaussian noise; zero for DDIM and in the last row of LCM.
+    """
+
+    timesteps: Int32[np.ndarray, " n"]
+    a: Float32[np.ndarray, " n"]
+    b: Float32[np.ndarray, " n"]
+    c: Float32[np.ndarray, " n"]
+
+
+def step(
+    x: Float[Array, "b h w c"],
+    model_output: Float[Array, "b h w c"],
+    noise: Float[Array, "b h w c"] | None,
+    a: Float[jax.typing.ArrayLike, ""],
+    b: Float[jax.typing.ArrayLike, ""],
+    c: Float[jax.typing.ArrayLike, ""],
+) -> Float32[Array, "b h w c"]:
+    """Returns the latent after one row `a, b, c` of a table, in float32.
+
+    `noise` is standard Gaussian, fresh in every step. Pass None where the column c is all zeros.
+    """
+    x = a * x.astype(jnp.float32) + b * model_output.astype(jnp.float32)
+    return x if noise is None else x + c * noise.astype(jnp.float32)
+
+
+def boundary_scalings(timesteps: Int[np.ndarray, " n"], timestep_scaling: float) -> Float64[np.ndarray, "2 n"]:
+    """Returns c_skip and c_out of the consistency function `c_skip · x_t + c_out · x0`, the identity at t = 0.
+
+    As arXiv 2310.04378 has them, with σ_data = 0.5; at any timestep but the first few, c_skip is nearly 0.
+    """
+    scaled = timestep_scaling * timesteps
+    return np.stack([0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)])
+
+
+# Timesteps in falling order, as diffusers lists them, for `total` trained and `num_steps` wanted timesteps.
+# The slice in "trailing" mends a rounding accident: np.arange overshoots for some step counts (61, 103, 121, ...), and
+# diffusers then runs an extra step at t = −1, which it reads as the noisiest timestep.
+_SPACINGS = {
+    "leading": lambda total, num_steps, offset: np.arange(num_steps)[::-1] * (total // num_steps) + offset,
+    "trailing": lambda total, num_steps, offset: np.round(np.arange(total, 0, -total / num_steps))[:num_steps] - 1,
+    "linspace": lambda total, num_steps, offset: np.round(np.linspace(0, total - 1, num_steps))[::-1],
+}
+
+
+def _ddim_timesteps(options: Mapping[str, Any], num_steps: int) -> Int[np.ndarray, " n"]:
+    spacing, total = options["timestep_spacing"], options["num_train_timesteps"]
+    if spacing not in _SPACINGS:
+        raise ValueError(
+            f"scheduler config: timestep_spacing is {spacing!r}, expected one of {sorted(_SPACINGS)}; "
+            "use trailing for few steps"
+        )
+    return _SPACINGS[spacing](total, num_steps, options["steps_offset"]).astype(np.int64)
+
+
+def _lcm_timesteps(options: Mapping[str, Any], num_steps: int) -> Int[np.ndarray, " n"]:
+    """Picks evenly from the grid on which the model was distilled; spacing and offset of the config play no part."""
+    grid_size, total = options["original_inference_steps"], options["num_train_timesteps"]
+    if not num_steps <= grid_size <= total:
+        raise ValueError(
+            f"LCM: expected num_steps <= original_inference_steps <= num_train_timesteps, got {num_steps}, {grid_size} "
+            f"and {total}; lower the number of steps"
+        )
+    grid = np.arange(grid_size, 0, -1) * (total // grid_size) - 1
+    return grid[np.floor(np.linspace(0, grid_size, num_steps, endpoint=False)).astype(np.int64)]
+
+
+def _ddim_weights(
+    options: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
+) -> Float64[np.ndarray, "3 n"]:
+    # The stride counts trained timesteps, whatever the spacing: where it does not divide evenly, a step does not land
+    # exactly on the next row's timestep.
+    previous = timesteps - schedule.num_train_timesteps // len(timesteps)
+    final = 1.0 if options["set_alpha_to_one"] else schedule.alphas_cumprod[0]
+    alphas_previous = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], final)
+    if final_x0:
+        alphas_previous[-1] = 1.0
+    x0_weights, noise_weights = schedule.inversion(timesteps)
+    a, b = np.sqrt(alphas_previous) * x0_weights + np.sqrt(1 - alphas_previous) * noise_weights
+    return np.stack([a, b, np.zeros_like(a)])
+
+
+def _lcm_weights(
+    options: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
+) -> Float64[np.ndarray, "3 n"]:
+    c_skip, c_out = boundary_scalings(timesteps, options["timestep_scaling"])
+    x_weight, output_weight = c_out * schedule.inversion(timesteps)[0]
+    # Each estimate is noised again to the next row's timestep, except the last, which is the answer.
+    alphas_next = np.append(schedule.alphas_cumprod[timesteps[1:]], 1.0)
+    signal, sigma = np.sqrt(alphas_next), np.sqrt(1 - alphas_next)
+    return np.stack([signal * (x_weight + c_skip), signal * output_weight, sigma])
+
+
+_SAMPLERS = {
+    "DDIMScheduler": (_ddim_timesteps, _ddim_weights),
+    "DDPMScheduler": (_ddim_timesteps, _ddim_weights),
+    "PNDMScheduler": (_ddim_timesteps, _ddim_weights),
+    "LCMScheduler": (_lcm_timesteps, _lcm_weights),
+}
+
+# Values that would change the result and that a linear step cannot express.
+_UNSUPPORTED = {"clip_sample": [True], "thresholding": [True], "variance_type": ["learned", "learned_range"]}
+
+
+def sampler_table(config: Mapping[str, Any], num_steps: int, *, final_x0: bool = False) -> SamplerTable:
+    """Builds the sampler that a diffusers scheduler_config.json describes, computed in float64.
+
+    DDPM and PNDM configs are sampled with DDIM. Such a file names the scheduler that made images (Stable Diffusion) or
+    added the noise in training (end-to-end fine-tuning), while models of this family are always run with DDIM.
+
+    Args:
+        config: the parsed scheduler_config.json; its `_class_name` chooses the sampler.
+        num_steps: the number of network evaluations, 1 .. num_train_timesteps (LCM: .. original_inference_steps).
+        final_x0: ends DDIM in its estimate of x0 (arXiv 2409.11355). Otherwise `set_alpha_to_one=False`, which these
+            configs have, leaves 3 % of the predicted noise in the result. LCM ends in its estimate either way.
+
+    Raises:
+        ValueError: the config has an unknown class, key or value, or asks for what is not supported here; the number of
+            steps is out of range; or the network predicts the noise at a timestep that holds no signal.
+    """
+    options = read_scheduler_config(config)
+    for key, refused in _UNSUPPORTED.items():
+        if options.get(key) in refused:
+            origin = "" if key in config else " (diffusers' default, as the file does not say)"
+            raise ValueError(
+                f"scheduler config: {key}={options[key]!r}{origin} is not supported; "
+                f"expected any value but {refused}: latent diffusion neither clips nor predicts variances"
+            )
+    schedule = NoiseSchedule.from_config(config)
+    total = schedule.num_train_timesteps
+    if not 1 <= num_steps <= total:
+        raise ValueError(f"expected 1 <= num_steps <= {total} (num_train_timesteps), got {num_steps}")
+    timesteps_of, weights_of = _SAMPLERS[options["_class_name"]]
+    timesteps = timesteps_of(options, num_steps)
+    if timesteps[0] >= total:
+        raise ValueError(
+            f"scheduler config: steps_offset={options['steps_offset']} puts the first of {num_steps} steps at timestep "
+            f"{timesteps[0]}, expected at most {total - 1}; take fewer steps"
+        )
+    weights = weights_of(options, schedule, timesteps, final_x0)
+    return SamplerTable(timesteps.astype(np.int32), *weights.astype(np.float32))

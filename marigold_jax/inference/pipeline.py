@@ -1,0 +1,369 @@
+"""Photographs to depth or normals: encode, denoise, decode, ensemble. One compiled program for each geometry.
+
+Behaviour follows diffusers' Marigold pipelines, which can be run beside it to the last digit. Two things are better
+on purpose: the noise of a member depends on the seed alone, so that a photograph's prediction does not depend on its
+neighbours or on the batch size; and the ensemble is aligned in closed form, on the device.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from marigold_jax.data.geometry import RESIZES, fit
+from marigold_jax.data.images import canonical
+from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
+from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
+from marigold_jax.inference.program import Program, denoise
+from marigold_jax.runs.run_folder import locate
+from marigold_jax.runtime import seeds
+from marigold_jax.runtime.files import printable
+from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights.hub import resolve_vae
+from marigold_jax.weights.model_index import PUBLISHED, Description, complete, override
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
+DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
+DEFAULT_RESOLUTION = 768
+# UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
+DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class MarigoldOutput:
+    """What a call returns. Where the images differ in size, each field is a list with one array for each image.
+
+    Attributes:
+        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 near and 1 far; or (n, h, w, 3) unit normals.
+        uncertainty: (n, h, w, 1), or None.
+        latent: (n · ensemble_size, i, j, 4), or None.
+    """
+
+    prediction: np.ndarray | list[np.ndarray]
+    uncertainty: np.ndarray | list[np.ndarray] | None
+    latent: np.ndarray | list[np.ndarray] | None
+
+
+class CanvasOutput(NamedTuple):
+    """Predictions on the canvas that the network saw, still on the device and perhaps still being computed."""
+
+    prediction: Float[Array, "n h w c"]
+    uncertainty: Float[Array, "n h w 1"] | None
+    latent: Float[Array, "m i j z"]
+
+
+class Marigold:
+    """A depth or normals estimator, ready to be called with photographs."""
+
+    def __init__(self, checkpoint: checkpoints.Checkpoint):
+        unet, vae = checkpoint.unet, checkpoint.vae
+        latent = vae.config.latent_channels
+        if why := checkpoints.unsuitable(checkpoint):
+            raise ValueError(why)
+        try:
+            description = complete(checkpoint.description)
+            self.modality: Modality = modality_of(description)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
+        self.noise: str = description["_noise"]
+        self.final_x0: bool = description["_x0"]
+        self.scheduler = self._scheduler(checkpoint, description)
+        self.downsampling: int = vae.config.downsampling
+        self.latent_channels: int = latent
+        self.structures = (unet.structure, vae.structure)
+        self.dtype = unet.params["conv_in.kernel"].dtype
+        context = jnp.asarray(checkpoint.empty_prompt[2], self.dtype)
+        self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
+        spacing = self.scheduler.get("timestep_spacing", "leading")
+        by_sampler = DEFAULT_STEPS.get(self.scheduler.get("_class_name"), DEFAULT_STEPS.get(spacing))
+        self.default_denoising_steps: int = description.get("default_denoising_steps") or by_sampler
+        resolution = description.get("default_processing_resolution")
+        self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
+
+    @staticmethod
+    def _scheduler(checkpoint: checkpoints.Checkpoint, description: Description) -> Mapping[str, Any]:
+        """The checkpoint's own scheduler, which must be one that runs here; ValueError, which names the folder, if not.
+
+        Authors of published end-to-end checkpoints force trailing timesteps on whatever their files say: with leading
+        ones a single step would be asked for the cleanest timestep, and not for the noisiest.
+        """
+        scheduler = checkpoint.scheduler
+        if description.get("_class_name") in PUBLISHED and scheduler.get("timestep_spacing") != "trailing":
+            found = scheduler.get("timestep_spacing", "absent")
+            logger.warning(
+                "%s: timestep_spacing is %s, taking trailing, as the authors of end-to-end checkpoints do",
+                checkpoint.folder,
+                found,
+            )
+            scheduler = {**scheduler, "timestep_spacing": "trailing"}
+        try:
+            sampler_table(scheduler, 1)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.folder}: {error}") from None
+        return scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+        vae: str | Path | None = None,
+        *,
+        modality: str | None = None,
+        noise: str | None = None,
+        x0: bool | None = None,
+        stretch: bool | None = None,
+        x_axis: str | None = None,
+    ) -> "Marigold":
+        """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
+
+        Everything below is the checkpoint's own choice where it is None; see `description`.
+
+        Args:
+            name_or_path: see above.
+            dtype: "float32" or "bfloat16", of weights and computation.
+            revision: of a Hugging Face id.
+            vae: the folder or id of another VAE with the same latents, such as "madebyollin/taesd", which decodes many
+                times faster.
+            modality: "depth" or "normals", for a checkpoint that does not say.
+            noise: what denoising begins with: "gaussian", "zeros", with which no seed plays a part, or
+                "multi_resolution".
+            x0: ends in the network's estimate of the clean latent, without the 3 % of noise that DDIM leaves.
+            stretch: for a training that left the range free: depth is stretched to [0, 1] picture by picture, normals
+                are not clipped before they get unit length.
+            x_axis: "right" or "left", where the network's normals point along x. Those returned point right.
+
+        Raises:
+            FileNotFoundError, ValueError: each with one line that says what to do.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
+        checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
+        if vae is not None:
+            checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
+        if (said := says_otherwise(checkpoint.description, modality)) is not None:
+            folder = printable(checkpoint.folder)
+            logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
+        options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
+        description = override(checkpoint.description, str(name_or_path), **options)
+        return cls(dataclasses.replace(checkpoint, description=description))
+
+    def __call__(
+        self,
+        images: Any,
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        processing_resolution: int | None = None,
+        match_input_resolution: bool = True,
+        resample_method_input: str = "bilinear",
+        resample_method_output: str = "bilinear",
+        batch_size: int | None = None,
+        seed: int = 0,
+        latents: Float[np.ndarray | Array, "m i j z"] | None = None,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+        output_uncertainty: bool = False,
+        output_latent: bool = False,
+        bucket: int = 8,
+        resize: str = "diffusers",
+    ) -> MarigoldOutput:
+        """Predict for one image or many.
+
+        Args:
+            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, sizes
+                mixed. Floats lie in [0, 1].
+            num_inference_steps: denoising steps; None is the checkpoint's own choice.
+            ensemble_size: predictions from different noise that are merged; 1 for none, else 3 or more.
+            processing_resolution: the longer side that the network sees, a multiple of 8; 0 for the image's own; None
+                for the checkpoint's choice.
+            match_input_resolution: resize the prediction to the image's size.
+            resample_method_input: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
+            resample_method_output: likewise.
+            batch_size: UNet passes side by side, over images and members; changes memory and speed, not the result.
+            seed: of the noise, within 0 and 2**32 - 1.
+            latents: initial noise in place of the seed's, (n · ensemble_size, i, j, 4).
+            ensembling_kwargs: options of `ensemble_depth` or `ensemble_normals`.
+            output_uncertainty: also how far members disagree; needs an ensemble.
+            output_latent: also the denoised latents.
+            bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
+                that a mixed folder needs few compilations.
+            resize: "official" resizes as Marigold's authors do (see `data.geometry`), bilinear, with no bucket.
+
+        Raises:
+            ValueError: an argument or an image that cannot be used.
+        """
+        pictures = [canonical(image) for image in _as_list(images)]
+        if not pictures:
+            raise ValueError("images: an empty list, wanted at least one image")
+        if ensemble_size < 1:
+            raise ValueError(f"ensemble_size {ensemble_size}: wanted at least 1")
+        if output_uncertainty and ensemble_size == 1:
+            raise ValueError("output_uncertainty=True needs ensemble_size > 1")
+        if bucket % self.downsampling:
+            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
+        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
+        if resize not in RESIZES or (bucket != 8 and resize != "diffusers"):
+            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
+        rule = RESIZES[resize]
+        geometries = [
+            fit(picture.shape[:2], resolution, bucket) if bucket != 8 else rule.fit(picture.shape[:2], resolution)
+            for picture in pictures
+        ]
+        batch_size = batch_size or default_batch_size()
+        together = max(1, batch_size // ensemble_size)
+
+        runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
+        for indices in _groups([geometry.canvas for geometry in geometries], together):
+            raw = self.run(
+                np.stack([rule.to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
+                np.asarray([geometries[i].resized for i in indices]),
+                num_inference_steps,
+                ensemble_size,
+                batch_size=batch_size,
+                seed=seed,
+                latents=None if latents is None else _members(latents, indices, ensemble_size, len(pictures)),
+                ensembling_kwargs=ensembling_kwargs,
+                output_uncertainty=output_uncertainty,
+            )
+            runs |= {index: (raw, place) for place, index in enumerate(indices)}
+
+        predictions, uncertainties, all_latents = [], [], []
+        for i, geometry in enumerate(geometries):
+            raw, place = runs[i]
+            to_image = functools.partial(
+                rule.from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+            )
+            prediction = to_image(np.asarray(raw.prediction[place]))
+            predictions.append(self.modality.finish(prediction) if rule.restore else self.modality.clip(prediction))
+            if output_uncertainty:
+                uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
+            if output_latent:
+                all_latents.append(np.asarray(raw.latent[place * ensemble_size : (place + 1) * ensemble_size]))
+        return MarigoldOutput(
+            _together(predictions, np.stack),
+            _together(uncertainties, np.stack),
+            _together(all_latents, np.concatenate),
+        )
+
+    def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
+        """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""
+        steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
+        return sampler_table(self.scheduler, steps, final_x0=self.final_x0)
+
+    def program(
+        self,
+        table: SamplerTable,
+        members: int,
+        ensemble_size: int,
+        batch_size: int,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+    ) -> Program:
+        """What is fixed when `denoise` is compiled for so many members, images and ensembles together."""
+        # As few chunks as the batch size allows, and those of equal size.
+        chunks = -(-members // batch_size)
+        return Program(
+            *self.structures,
+            self.modality.name,
+            tuple(sorted(self.modality.traits.items())),
+            self.noise,
+            ensemble_size,
+            chunk=-(-members // chunks),
+            stochastic=bool(np.any(table.c)),
+            ensembling=tuple(sorted((ensembling_kwargs or {}).items())),
+        )
+
+    def run(
+        self,
+        canvases: Float[np.ndarray, "n h w 3"],
+        sizes: Int[np.ndarray, "n 2"],
+        num_inference_steps: int | None = None,
+        ensemble_size: int = 1,
+        *,
+        batch_size: int | None = None,
+        seed: int = 0,
+        latents: Float[np.ndarray | Array, "m i j z"] | None = None,
+        ensembling_kwargs: Mapping[str, Any] | None = None,
+        output_uncertainty: bool = False,
+    ) -> CanvasOutput:
+        """The part that runs on the device. Returns at once, while the device works.
+
+        Where denoising begins with zeros, nothing is random, and each image goes through a program of its own: the
+        answer is the same to the bit in any batch.
+
+        `canvases`: pixels in [-1, 1], sides multiples of 8, all of one size; `sizes`: (height, width) of the image in
+        the top left corner of each canvas, the rest being padding.
+        """
+        if ensemble_size == 2:
+            logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
+        table = self.sampler(num_inference_steps)
+        if ensemble_size > 1 and latents is None and self.noise == "zeros" and not np.any(table.c):
+            logger.warning("an ensemble of %d that all begin with zeros: every member is the same", ensemble_size)
+        n, height, width, _ = canvases.shape
+        if self.noise == "zeros" and latents is None and n > 1:
+            options = {"batch_size": batch_size, "seed": seed, "ensembling_kwargs": ensembling_kwargs}
+            alone = [
+                self.run(
+                    canvas, size, num_inference_steps, ensemble_size, output_uncertainty=output_uncertainty, **options
+                )
+                for canvas, size in zip(canvases[:, None], sizes[:, None], strict=True)
+            ]
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
+        members = n * ensemble_size
+        shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
+        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(), ensembling_kwargs)
+        prediction, uncertainty, latent = denoise(
+            program,
+            self.params,
+            table,
+            jnp.asarray(canvases, self.dtype),
+            jnp.asarray(sizes, jnp.int32),
+            jnp.uint32(seeds.check(seed)),
+            None if latents is None else jnp.asarray(latents, jnp.float32),
+        )
+        return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)
+
+
+def default_batch_size() -> int:
+    """UNet passes side by side where the caller does not say."""
+    return DEFAULT_BATCH_SIZE.get(jax.default_backend(), 1)
+
+
+def _as_list(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return list(images)
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _groups(keys: Sequence[Any], most: int) -> Iterator[list[int]]:
+    """Indices of equal keys, at most `most` together."""
+    by_key: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        by_key.setdefault(key, []).append(index)
+    for indices in by_key.values():
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def _members(latents: Any, images: Sequence[int], ensemble_size: int, count: int) -> np.ndarray:
+    """The latents that belong to these images."""
+    if len(latents) != count * ensemble_size:
+        raise ValueError(f"latents: wanted {count * ensemble_size} (images x ensemble_size), found {len(latents)}")
+    return np.concatenate([latents[i * ensemble_size : (i + 1) * ensemble_size] for i in images])
+
+
+def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray] | None:
+    """One array where the sizes agree, else the list; None for nothing asked."""
+    if not results:
+        return None
+    return join(results) if len({result.shape[-3:] for result in results}) == 1 else results

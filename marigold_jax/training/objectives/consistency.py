@@ -1,0 +1,158 @@
+"""Few-step distillation (latent consistency models, arXiv 2310.04378): one step goes where the teacher goes in many.
+
+A consistency function takes any point of the teacher's path, from noise to the clean latent, to the end of that path.
+At a few fixed timesteps the student learns to say what the target network, its own moving average, says one step
+further along; the teacher takes that step, by DDIM. At timestep 0 the function is the identity by construction, and
+from there the answers spread to the noisier timesteps.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
+
+from marigold_jax.diffusion.losses import masked_pseudo_huber
+from marigold_jax.diffusion.noise import gaussian
+from marigold_jax.diffusion.samplers import boundary_scalings
+from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.models import functional
+from marigold_jax.models.functional import Params, Structure
+from marigold_jax.training.objectives.contract import REMAT, Batch, Frozen, Metrics, Objective, cast, row
+from marigold_jax.training.objectives.encoding import Draw, Loss, compose, context_of, make_encode, require_two_latents
+
+
+def consistency_objective(
+    unet_structure: Structure,
+    vae_structure: Structure,
+    schedule: NoiseSchedule,
+    *,
+    target: str = "depth",
+    grid: int = 5,
+    timestep_scaling: float = 10.0,
+    huber: float = 1e-3,
+    compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Objective:
+    """Returns the objective.
+
+    The arguments are those of `consistency_draw` and `consistency_loss`, of which it is the composition.
+    """
+    loss = consistency_loss(
+        unet_structure,
+        vae_structure,
+        schedule,
+        target=target,
+        grid=grid,
+        timestep_scaling=timestep_scaling,
+        huber=huber,
+        compute_dtype=compute_dtype,
+        remat=remat,
+    )
+    return compose(vae_structure, consistency_draw(schedule, grid=grid), loss)
+
+
+def stride_of(schedule: NoiseSchedule, grid: int) -> int:
+    """The timesteps from one of the `grid` to the next. ValueError unless they divide evenly."""
+    count = schedule.num_train_timesteps
+    if grid < 1 or count % grid:
+        raise ValueError(f"objective: grid is {grid}, wanted a divisor of the {count} timesteps")
+    return count // grid
+
+
+def scheduler_of_student(*, grid: int = 5, timestep_scaling: float = 10.0, **options: Any) -> dict[str, Any]:
+    """Returns what the scheduler of a checkpoint trained with these options says: how to sample what it has learned."""
+    return {"_class_name": "LCMScheduler", "original_inference_steps": grid, "timestep_scaling": timestep_scaling}
+
+
+def consistency_draw(schedule: NoiseSchedule, *, grid: int = 5) -> Draw:
+    """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: all that is random in the objective.
+
+    The noise is Gaussian, as it is in prediction. With a grid of 5, timesteps are among 199, 399, 599, 799 and 999.
+    """
+    stride = stride_of(schedule, grid)
+
+    def draw(
+        key: PRNGKeyArray, shape: tuple[int, int, int, int]
+    ) -> tuple[Int32[Array, " b"], Float32[Array, "b i j z"]]:
+        timestep_key, noise_key = jax.random.split(key)
+        index = jax.random.randint(timestep_key, shape[:1], 0, grid, jnp.int32)
+        return (index + 1) * stride - 1, gaussian(noise_key, shape)
+
+    return draw
+
+
+def consistency_loss(
+    unet_structure: Structure,
+    vae_structure: Structure,
+    schedule: NoiseSchedule,
+    *,
+    target: str = "depth",
+    grid: int = 5,
+    timestep_scaling: float = 10.0,
+    huber: float = 1e-3,
+    compute_dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Loss:
+    """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: all that is not random.
+
+    Beside what every objective finds in `frozen` it reads `frozen["unet"]`, the teacher, and `frozen["target"]`, the
+    moving average of `params`.
+
+    Args:
+        target: a row of `TARGETS`.
+        grid: the number of timesteps that are learned, `original_inference_steps` of the LCM sampler.
+        timestep_scaling: the LCM sampler's.
+        huber: the error at which the loss turns from squared to absolute, in units of the latents.
+        compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are float32 in any case.
+        remat: a row of `REMAT`, for the student: less memory for more time.
+
+    Raises:
+        ValueError: the target or remat is unknown, the grid does not divide the timesteps, or huber is not above 0; or,
+            when called, the UNet does not read two latents, or predicts the noise where there is nothing else.
+    """
+    encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
+    stride = stride_of(schedule, grid)
+    if not huber > 0:
+        raise ValueError(f"objective: huber is {huber}, wanted more than 0: at 0 the loss has no gradient")
+    scalings = boundary_scalings(np.arange(schedule.num_train_timesteps), timestep_scaling)
+
+    def consistent(
+        x: Float[Array, "b i j z"], output: Float[Array, "b i j z"], timesteps: Int32[Array, " b"]
+    ) -> Float32[Array, "b i j z"]:
+        """The end of the path through `x`, as the network's output has it."""
+        c_skip, c_out = jnp.asarray(scalings, jnp.float32)[:, timesteps, None, None, None]
+        return c_skip * x + c_out * schedule.predict_x0(x, output, timesteps)
+
+    def loss(
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        timesteps: Int32[Array, " b"],
+        noise: Float[Array, "b i j z"],
+    ) -> tuple[Float32[Array, ""], Metrics]:
+        student, teacher, follower = (
+            functional.merge(unet_structure, cast(tree, compute_dtype))
+            for tree in (params, frozen["unet"], frozen["target"])
+        )
+        rgb, x0, mask = encode(frozen, batch)
+        require_two_latents(student, rgb)
+        context = context_of(frozen, len(rgb), compute_dtype)
+
+        def beside_image(x: Array) -> Array:
+            return jnp.concatenate([rgb, x.astype(compute_dtype)], axis=-1)
+
+        x_t = schedule.add_noise(x0, noise, timesteps)
+        found = consistent(x_t, student(beside_image(x_t), timesteps, context, checkpoint), timesteps)
+
+        # DDIM, from each timestep to the one before; from the first to 0, where the target network has no say.
+        output, previous = teacher(beside_image(x_t), timesteps, context), jnp.maximum(timesteps - stride, 0)
+        clean, dirt = schedule.predict_x0(x_t, output, timesteps), schedule.predict_noise(x_t, output, timesteps)
+        x_previous = schedule.add_noise(clean, dirt, previous)
+        wanted = consistent(x_previous, follower(beside_image(x_previous), previous, context), previous)
+
+        value = masked_pseudo_huber(found, jax.lax.stop_gradient(wanted), mask, huber)
+        return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
+
+    return loss

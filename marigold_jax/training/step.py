@@ -1,0 +1,204 @@
+"""One optimiser step, in two compiled halves: add the gradient of a micro-batch, then update with the sum.
+
+Micro-batches of one step may differ in shape, because datasets do, so the first half compiles once a shape and the
+second just once. Both are pure functions: all randomness is folded from the seed, the step and the micro-batch, and a
+resumed run draws what an uninterrupted one would have drawn.
+
+The training state is a plain dict:
+
+| key       | holds                                                                          |
+|-----------|--------------------------------------------------------------------------------|
+| params    | name -> float32 array                                                          |
+| opt_state | of optax; its moments are dicts with the names of `params`                     |
+| step      | int32, updates so far, skipped ones among them                                 |
+| skipped   | int32, updates skipped in a row because the loss or a gradient was not finite  |
+| ema       | optional: name -> exponential moving average of the parameter                  |
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from marigold_jax.models.functional import Params
+from marigold_jax.runtime.sharding import Layout
+from marigold_jax.training.objectives.contract import Batch, Frozen, Metrics, Objective
+
+TrainState = dict[str, Any]
+Accumulator = dict[str, Any]  # {"gradients": as params, "loss": scalar, "metrics": scalars}
+Accumulate = Callable[..., Accumulator]
+Update = Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
+
+
+class Programs(NamedTuple):
+    """What is compiled for a training: see `make_programs`."""
+
+    zeros: Callable[..., Accumulator]
+    add: Callable[..., Accumulator]
+    apply: Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
+
+
+def init_state(
+    params: Params, optimiser: optax.GradientTransformation, ema: bool = False, layout: Layout | None = None
+) -> TrainState:
+    """Returns the state before the first step, every array born where `layout` wants it.
+
+    The state holds copies: updating it leaves `params` alone. Drop them to have their memory back.
+    """
+    init = functools.partial(_initial, optimiser=optimiser, ema=ema)
+    shardings = None if layout is None else layout.shardings(jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=shardings)(params if layout is None else layout.place(params))
+
+
+def state_shapes(params: Params, optimiser: optax.GradientTransformation, ema: bool, layout: Layout) -> TrainState:
+    """Returns what `init_state` would, as shapes: nothing is computed and no memory is taken."""
+    return layout.shapes(jax.eval_shape(functools.partial(_initial, optimiser=optimiser, ema=ema), params))
+
+
+def _initial(params: Params, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
+    state = {
+        "params": jax.tree.map(jnp.copy, params),
+        "opt_state": optimiser.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+    }
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def make_programs(
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    accumulation: int,
+    seed: int,
+    ema_decay: float | None = None,
+    layout: Layout | None = None,
+) -> Programs:
+    """Returns the compiled parts of an optimiser step; the arguments are those of `make_steps`, which calls them.
+
+    `add(accumulator, params, frozen, micro_batch, step, micro)` is the gradient of a micro-batch, added to the sum so
+    far; None begins one. `zeros(params, frozen, micro_batch)` is a sum of nothing. `apply(state, accumulator)` updates.
+    Each can be lowered and compiled without being run, for devices that need not be at hand.
+    """
+
+    def stay(tree: Any) -> Any:
+        return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout.shardings(tree))
+
+    def meshed() -> contextlib.AbstractContextManager:
+        """Kernels that the compiler cannot split over devices ask for the mesh, to split themselves."""
+        return contextlib.nullcontext() if layout is None else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(
+        accumulator: Accumulator | None, params: Params, frozen: Frozen, batch: Batch, step: Array, micro: Array
+    ) -> Accumulator:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), micro)
+        with meshed():
+            (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params, frozen, batch, key)
+        part = {"gradients": gradients, "loss": loss, "metrics": metrics}
+        part = jax.tree.map(lambda x: x.astype(jnp.float32) / accumulation, part)
+        return stay(part if accumulator is None else jax.tree.map(jnp.add, accumulator, part))
+
+    @jax.jit
+    def zeros(params: Params, frozen: Frozen, batch: Batch) -> Accumulator:
+        with meshed():
+            loss, metrics = jax.eval_shape(objective, params, frozen, batch, jax.random.key(seed))
+        shapes = {"gradients": params, "loss": loss, "metrics": metrics}
+        return stay(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes))
+
+    def advance(state: TrainState, gradients: Params) -> TrainState:
+        updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "opt_state": opt_state, "skipped": jnp.zeros_like(state["skipped"])}
+        if ema_decay is not None:
+            new["ema"] = jax.tree.map(lambda mean, x: mean + (1 - ema_decay) * (x - mean), state["ema"], params)
+        return state | new
+
+    def skip(state: TrainState, gradients: Params) -> TrainState:
+        return state | {"skipped": state["skipped"] + 1}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
+        gradients, loss = accumulator["gradients"], accumulator["loss"]
+        finite = jnp.stack([jnp.isfinite(x).all() for x in (loss, *gradients.values())]).all()
+        # A conditional, because selecting between old and new arrays would have XLA repeat the check in the kernel of
+        # every array: it then compiles for minutes.
+        state = jax.lax.cond(finite, advance, skip, state, gradients)
+        metrics = {
+            "loss": loss,
+            "lr": optax.tree.get(state["opt_state"], "learning_rate"),
+            "grad_norm": optax.tree.norm(gradients),
+            "skipped": state["skipped"],
+        }
+        return stay(state | {"step": state["step"] + 1}), metrics | accumulator["metrics"]
+
+    return Programs(zeros, add, apply)
+
+
+def make_steps(
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    accumulation: int,
+    seed: int,
+    ema_decay: float | None = None,
+    layout: Layout | None = None,
+) -> tuple[Accumulate, Update]:
+    """Returns the two halves of an optimiser step.
+
+    `accumulate(accumulator, params, frozen, micro_batch, step, micro) -> accumulator` adds 1 / `accumulation` of the
+    loss, its metrics and its gradient. Begin each step with None; the accumulator passed in is donated. `step` and
+    `micro` (0 .. accumulation − 1) choose the random numbers.
+
+    `update(state, accumulator) -> (state, metrics)` consumes both. The metrics are scalars: loss, lr (that of the last
+    update), grad_norm (before clipping), skipped (in a row), and the means of the objective's own. Where the loss or
+    any gradient is not finite, parameters, moments and averages stay as they are, and only the counters move.
+
+    Args:
+        optimiser: from `make_optimiser`, whose state knows the learning rate.
+        accumulation: micro-batches to a step.
+        ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
+        layout: as given to `init_state`; None for a single device.
+    """
+
+    programs = make_programs(
+        objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout
+    )
+
+    def number(x: int | Array) -> Array:
+        """Sent to the devices expressly, so that the loop can run under `jax.transfer_guard("disallow")`."""
+        return x if isinstance(x, Array) else jax.device_put(np.int32(x), None if layout is None else layout.replicated)
+
+    def accumulate(
+        accumulator: Accumulator | None,
+        params: Params,
+        frozen: Frozen,
+        micro_batch: Batch,
+        step: int | Array,
+        micro: int | Array,
+    ) -> Accumulator:
+        # A lone micro-batch needs no accumulator: its gradient is the sum. Otherwise the sum starts at zero, because
+        # starting it from None would compile a second program for every shape.
+        if accumulator is None and accumulation > 1:
+            accumulator = programs.zeros(params, frozen, micro_batch)
+        return programs.add(accumulator, params, frozen, micro_batch, number(step), number(micro))
+
+    def update(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
+        if ("ema" in state) != (ema_decay is not None):
+            raise ValueError(
+                f"update: ema_decay is {ema_decay} and the state has {'an' if 'ema' in state else 'no'} 'ema'; "
+                "give both or neither"
+            )
+        result = programs.apply(state, accumulator)
+        # Nothing that comes out is as large as the gradients and not in the state, so JAX would not take them as a
+        # donation. Freed here, they do not outlive the update in the caller's hands.
+        jax.tree.map(lambda x: x.delete(), accumulator["gradients"])
+        return result
+
+    return accumulate, update
