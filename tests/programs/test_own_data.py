@@ -59,7 +59,7 @@ def configuration(arguments, **changes):
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+    monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
     monkeypatch.setattr(train.sharding, "make_mesh", lambda fsdp: one)
     yield

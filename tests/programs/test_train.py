@@ -374,7 +374,7 @@ def test_a_configuration_begins_with_its_command(name):
 def here(monkeypatch, tmp_path):
     """`train` in this process: signals and the compilation cache are as before when the test is over."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+    monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
 
     def call(workdir, devices, config=None, **changes):
         def mesh(fsdp):
@@ -566,7 +566,7 @@ def test_normals_are_not_judged_where_there_are_none(tiny_checkpoints, monkeypat
     bare_example = {key: value for key, value in bare[0].items() if key != "normals"}
     opened = {config.data.train[0][0]: bare, config.data.validation: [bare_example] * 2}
     monkeypatch.setattr(train, "open_dataset", lambda name, data: opened[name])
-    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+    monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)
     with pytest.raises(ValueError, match=r"data.validation=primitives/val has no normals; 0 for config.run.evaluate"):
         train.train(config, tmp_path / "run")

@@ -121,7 +121,7 @@ def test_both_orientations_of_every_frame_are_what_the_encoder_says(data, target
 def run(monkeypatch, data, tmp_path):
     """Trains in this process, two steps on one device; returns the configuration, and what was logged."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(train.compilation, "enable_cache", lambda: None)
+    monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     one = sharding.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(train.sharding, "make_mesh", lambda fsdp: one)  # eight would compile for much longer
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
