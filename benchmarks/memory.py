@@ -1,16 +1,16 @@
-"""What Stable Diffusion 2 at full size needs of memory, from shapes alone: no weights, nothing is run.
+"""Memory of Stable Diffusion 2 at full size, from shapes alone: no weights are loaded and nothing is run.
 
     python benchmarks/memory.py                                          prediction at 768 and 2048, on CPUs
     python benchmarks/memory.py --parts decode --dtypes bfloat16 --target tpu:v5e-1          ('.[tpu]', no TPU)
-    python benchmarks/memory.py --training                               what a training step stores for its gradient
+    python benchmarks/memory.py --training                               memory stored for a training step's gradient
 
 The first two compile each program whole and in strips (`models/strips.py`) and print the compiler's own analysis:
-arguments, temporaries and results of one picture, 4:3, one step. CPUs compute bfloat16 in float32, so what their
-compiler says of it is too much: half of float32 is nearer to what an accelerator takes.
+arguments, temporaries and results for one image, 4:3, one step. CPUs compute bfloat16 in float32, so their compiler
+overestimates it: half of the float32 figure is closer to what an accelerator needs.
 
-The third needs no compiler. It lists the arrays that a gradient, as JAX derives it, keeps between forward and backward
-(those that lie there anyway, parameters and pictures, not counted), and the arithmetic of the step, for each way to
-rematerialise. A compiler that fuses may keep less, and needs room to work in beside it.
+The third needs no compiler. It lists the arrays that JAX's derivative keeps between the forward and the backward pass
+(without those that exist anyway: parameters and images), and the arithmetic of the step, for each rematerialisation
+policy. A compiler that fuses operations may keep less, but needs temporary memory in addition.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--resolutions", type=int, nargs="+", default=[768, 2048])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--training", action="store_true", help="a training step, in place of prediction")
+    parser.add_argument("--training", action="store_true", help="a training step instead of a prediction")
     arguments = parser.parse_args()
     print(f"{datetime.date.today()}, jax {jax.__version__}", flush=True)
     (training if arguments.training else prediction)(arguments)
