@@ -44,7 +44,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def programs(base: Checkpoint, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """Each part of a prediction at resolution x resolution * 3 / 4, and the whole, with the shapes of its arguments."""
+    """Each part of a prediction at resolution x resolution * 3 / 4, and all of it, with the shapes of its arguments."""
     pipe = Marigold(base)
     params = jax.tree.map(lambda x: Shape(x.shape, dtype), pipe.params)
     height, width = resolution * 3 // 4, resolution
@@ -70,7 +70,7 @@ def measure(function: Callable, arguments: tuple[Any, ...], layout: sharding.Lay
     """Bytes of arguments, temporaries and results, and the seconds that compiling took."""
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-        # A new function each time: JAX keeps what it has traced, and strips are chosen when tracing.
+        # A new function each time: JAX caches traces, and strips are chosen during tracing.
         lowered = jax.jit(lambda *arrays: function(*arrays)).lower(*layout.shapes(arguments))
     memory = lowered.compile().memory_analysis()
     sizes = [memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes]
@@ -96,7 +96,7 @@ def prediction(arguments: argparse.Namespace) -> None:
 
 
 def stored(loss: Callable, *arguments: Any) -> Iterator[Any]:
-    """The shapes of what the gradient by the first argument keeps, but for what is among the arguments."""
+    """Shapes of the arrays that the gradient with respect to the first argument keeps, without the arguments themselves."""
     traced = jax.make_jaxpr(lambda first, *rest: jax.tree.leaves(jax.vjp(lambda p: loss(p, *rest), first)[1]))(
         *arguments
     ).jaxpr
@@ -134,7 +134,7 @@ def training(arguments: argparse.Namespace) -> None:
                     f"{objective:12} {dtype:9} {remat:7} {kept / GB:7.2f} {work / 1e12:7.2f} {work / first:8.2f}",
                     flush=True,
                 )
-    # A block that is computed again going backward then keeps what its own gradient needs, one block at a time.
+    # A recomputed block keeps what its own gradient needs during the backward pass, one block at a time.
     for dtype in arguments.dtypes:
         params = {path: Shape(x.shape, DTYPES[dtype]) for path, x in base.vae.params.items()}
         latent = Shape((1, 60, 80, 4), DTYPES[dtype])
@@ -147,7 +147,7 @@ def training(arguments: argparse.Namespace) -> None:
 
 
 def _decode(structure: Any, checkpoint: Callable, inside: list[int], latents: Any, params: Any) -> Any:
-    """Decodes, and appends the bytes that each block stores for its own gradient to `inside`."""
+    """Decodes, and appends to `inside` the bytes that each block stores for its own gradient."""
 
     def wrap(block: Callable) -> Callable:
         def call(x: Any) -> Any:
@@ -160,7 +160,7 @@ def _decode(structure: Any, checkpoint: Callable, inside: list[int], latents: An
 
 
 def total(arrays: Iterable[Any]) -> int:
-    """Their bytes together."""
+    """Total number of bytes."""
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
