@@ -96,7 +96,7 @@ def prediction(arguments: argparse.Namespace) -> None:
 
 
 def stored(loss: Callable, *arguments: Any) -> Iterator[Any]:
-    """Shapes of the arrays that the gradient with respect to the first argument keeps, without the arguments themselves."""
+    """Shapes of the arrays that the gradient by the first argument keeps, without the arguments themselves."""
     traced = jax.make_jaxpr(lambda first, *rest: jax.tree.leaves(jax.vjp(lambda p: loss(p, *rest), first)[1]))(
         *arguments
     ).jaxpr
