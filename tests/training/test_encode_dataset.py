@@ -24,7 +24,8 @@ from marigold_jax.data.transforms import transform
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models import functional
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding
 from marigold_jax.training import encode_dataset
 from marigold_jax.training.objectives.contract import TARGETS
@@ -150,7 +151,7 @@ def test_training_on_latents_is_training(run, data):
     """Against the objective on the loader's pixels. The first update, that of the warm-up, moves nothing."""
     config, (first, second) = run()
     assert store.folder_of(split_of(data)).is_dir()
-    base = run_folder.start_from(**config.model.to_dict())
+    base = start_from(ModelOptions(**config.model.to_dict()))
     options = {key: value for key, value in config.objective.items() if key not in ("name", "prompt_length")}
     schedule = NoiseSchedule.from_config(base.scheduler)
     objective = jax.jit(diffusion_objective(base.unet.structure, base.vae.structure, schedule, **options))

@@ -6,8 +6,6 @@ further along; the teacher takes that step, by DDIM. At timestep 0 the function 
 from there the answers spread to the noisier timesteps.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +57,6 @@ def stride_of(schedule: NoiseSchedule, grid: int) -> int:
     if grid < 1 or count % grid:
         raise ValueError(f"objective: grid is {grid}, wanted a divisor of the {count} timesteps")
     return count // grid
-
-
-def scheduler_of_student(*, grid: int = 5, timestep_scaling: float = 10.0, **options: Any) -> dict[str, Any]:
-    """Returns what the scheduler of a checkpoint trained with these options says: how to sample what it has learned."""
-    return {"_class_name": "LCMScheduler", "original_inference_steps": grid, "timestep_scaling": timestep_scaling}
 
 
 def consistency_draw(schedule: NoiseSchedule, *, grid: int = 5) -> Draw:

@@ -5,7 +5,7 @@ the loss compares pixels with the truth. Gradients flow back through the decoder
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from marigold_jax.training.objectives.contract import (
     row,
 )
 from marigold_jax.training.objectives.encoding import context_of
-from marigold_jax.weights.model_index import END_TO_END, OPTIONS
 
 NORM_EPSILON = 1e-5  # keeps the dot product of normals below 1, and the gradient of its arc cosine finite
 
@@ -72,11 +71,6 @@ JUDGEMENTS = {
     "depth": Judgement(_aligned_depth, lambda a, b, batch, weight: weighted_l1(a, b, mask_of(batch), weight)),
     "normals": Judgement(_unit_normals, lambda a, b, batch, weight: angular_error(a, b, mask_of(batch))),
 }
-
-
-def describe_end_to_end(*, noise: str = "zeros", **options: Any) -> dict[str, Any]:
-    """Returns what a checkpoint trained with these options says of itself: how it is to be run."""
-    return END_TO_END | ({"_noise": noise} if noise in OPTIONS["noise"].values else {})
 
 
 def end_to_end_objective(
