@@ -36,10 +36,10 @@ from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runs.locate import exported, locate
 from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import cli, sharding
-from marigold_jax.training import progress, settings
+from marigold_jax.training import datasets, progress, settings
 from marigold_jax.training.objectives import OBJECTIVES
-from marigold_jax.training.setup import make_recipe
-from marigold_jax.training.validation import VALIDATIONS
+from marigold_jax.training.setup import make_setup
+from marigold_jax.training.targets import VALIDATIONS
 from marigold_jax.weights import model as checkpoint
 from marigold_jax.weights.scratch import scratch
 
@@ -356,8 +356,9 @@ def test_another_configuration_is_refused(reference):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_key_is_read(name):
     """Those of `model`, `objective` and `optim` are arguments of functions, which `settings` asks for their names."""
-    source = (ROOT / "marigold_jax" / "train.py").read_text()
-    read = set(re.findall(r"(?:config\.)?\b(data|run)\.(\w+)", source))
+    files = (ROOT / "marigold_jax" / "train.py", ROOT / "marigold_jax" / "training" / "datasets.py")
+    source = "".join(file.read_text() for file in files)
+    read = set(re.findall(r"\b(data|run)\.(\w+)", source)) | set(re.findall(r'\b(data|run)\["(\w+)"\]', source))
     config = load_config(name).to_dict()
     settings.check(config)
     for section in ("data", "run"):
@@ -523,17 +524,15 @@ def test_every_configuration_resolves(name, tiny_checkpoints):
     """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
     config = tiny(name, tiny_checkpoints / "wide")
     base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict())
-    recipe = make_recipe(
-        base, config.model.prediction, config.objective.to_dict(), config.run.seed, **config.optim.to_dict()
-    )
+    setup = make_setup(base, config.to_dict())
     example = Primitives(1, (16, 24))[0]
     sample = transform(example, size=None, flip=False, antialias=True, far_fill=True)
     batch = {key: value[None] for key, value in sample.items()}
-    frozen = recipe.frozen | ({"target": recipe.params} if recipe.follows else {})
-    gradient = jax.grad(recipe.objective, has_aux=True)
-    gradients, _ = jax.eval_shape(gradient, recipe.params, frozen, batch, jax.random.key(0))
-    assert gradients.keys() == recipe.params.keys()
-    assert (recipe.trains, config.model.prediction) in VALIDATIONS
+    frozen = setup.frozen | ({"target": setup.params} if setup.uses_ema_target else {})
+    gradient = jax.grad(setup.objective, has_aux=True)
+    gradients, _ = jax.eval_shape(gradient, setup.params, frozen, batch, jax.random.key(0))
+    assert gradients.keys() == setup.params.keys()
+    assert config.model.prediction in VALIDATIONS[setup.trains]
 
 
 @pytest.mark.parametrize(
@@ -569,7 +568,7 @@ def test_normals_are_not_judged_where_there_are_none(tiny_checkpoints, monkeypat
     bare = Primitives(2, (16, 24))
     bare_example = {key: value for key, value in bare[0].items() if key != "normals"}
     opened = {config.data.train[0][0]: bare, config.data.validation: [bare_example] * 2}
-    monkeypatch.setattr(train, "open_dataset", lambda name, data: opened[name])
+    monkeypatch.setattr(datasets, "open_dataset", lambda name, data: opened[name])
     monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)
     with pytest.raises(ValueError, match=r"data.validation=primitives/val has no normals; 0 for config.run.evaluate"):
@@ -685,7 +684,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
         return made[0]
 
     monkeypatch.setattr(train, "make_steps", once)
-    monkeypatch.setitem(OBJECTIVES, "consistency", row._replace(make=spied))
+    monkeypatch.setitem(OBJECTIVES, "consistency", dataclasses.replace(row, make=spied))
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "run__steps": 4}
     here(tmp_path / "whole", 1, **start)
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -712,7 +711,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
 
 def test_distillation_without_an_average_is_refused(here, reference, tmp_path):
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "optim__ema_decay": 0.0}
-    with pytest.raises(ValueError, match=r"config.optim.ema_decay=0: the objective consistency follows an average"):
+    with pytest.raises(ValueError, match=r"config.optim.ema_decay=0: the objective consistency compares with a moving"):
         here(tmp_path / "run", 1, **start)
 
 
