@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.runs.run_folder import locate
+from marigold_jax.runs.locate import locate
 from marigold_jax.runtime.cli import fail
 from marigold_jax.training.validation import reconstruct
 from marigold_jax.weights.model import load

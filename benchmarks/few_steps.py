@@ -24,7 +24,7 @@ from tqdm import tqdm
 from marigold_jax import Marigold
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.evaluation.scoring import QUANTITIES, means, score, spread, table
-from marigold_jax.runs.run_folder import locate
+from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.weights import model as checkpoint
 

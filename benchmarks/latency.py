@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
     arguments = parser.parse_args()
 
-    from marigold_jax.runs.run_folder import locate
+    from marigold_jax.runs.locate import locate
 
     folder = str(locate(arguments.checkpoint))
     sides = (torch_side(folder, arguments.dtype, arguments.compile), jax_side(folder, arguments.dtype))

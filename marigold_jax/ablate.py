@@ -111,7 +111,7 @@ def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: lis
 def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
     """The checkpoint with another number of steps, and with another spacing of timesteps."""
     from marigold_jax import Marigold
-    from marigold_jax.runs.run_folder import locate
+    from marigold_jax.runs.locate import locate
     from marigold_jax.weights import model
 
     loaded = model.load(locate(arguments.checkpoint))

@@ -34,13 +34,14 @@ from marigold_jax.hardware.collectives import Collective, collectives
 from marigold_jax.hardware.operations import flops
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import SCRATCH, ModelOptions
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding, terminal
 from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.training import settings
-from marigold_jax.training.objectives.contract import TARGETS
-from marigold_jax.training.setup import make_recipe
+from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import make_programs, state_shapes
+from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.hub import local
 
 FLAGS = {
@@ -109,26 +110,25 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     chips, data = len(devices), config.data
     if data.batch_size % chips:
         raise ValueError(f"config.data.batch_size={data.batch_size}: wanted a multiple of the {chips} chips")
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
-    objective, stored = dict(config.objective), config.run.get("latents", "")
-    recipe = make_recipe(base, config.model.prediction, objective, config.run.seed, stored, **config.optim)
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
+    setup = make_setup(base, config.to_dict())
     programs = make_programs(
-        recipe.objective,
-        recipe.optimiser,
+        setup.objective,
+        setup.optimiser,
         accumulation=data.accumulation,
         seed=config.run.seed,
-        ema_decay=recipe.ema_decay,
+        ema_decay=setup.ema_decay,
         layout=layout,
     )
 
-    state = state_shapes(recipe.params, recipe.optimiser, recipe.ema_decay is not None, layout)
-    frozen = layout.shapes(recipe.frozen | ({"target": recipe.params} if recipe.follows else {}))
+    state = state_shapes(setup.params, setup.optimiser, setup.ema_decay is not None, layout)
+    frozen = layout.shapes(setup.frozen | ({"target": setup.params} if setup.uses_ema_target else {}))
     batch = layout.batch_shapes(micro_batch(config, base.vae.config))
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
         operations, useful = (
             flops(jax.grad(one, has_aux=True), state["params"], frozen, batch, jax.random.key(0))
-            for one in (recipe.objective, recipe.lean)
+            for one in (setup.objective, setup.lean_objective)
         )
         total = layout.shapes(jax.eval_shape(programs.zeros, state["params"], frozen, batch))
     begun = None if data.accumulation == 1 else total
@@ -150,8 +150,8 @@ def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]
             "latents": jax.ShapeDtypeStruct((count, 2, *latent, vae.latent_channels), jnp.float32),
             "latent_mask": jax.ShapeDtypeStruct((count, *latent, 1), bool),
         }
-    target = TARGETS[config.model.prediction][0]
-    channels = {"rgb": 3, target: 3 if target == "normals" else 1, "depth": 1}
+    target = TARGETS[config.model.prediction]
+    channels = {"rgb": 3, target.key: target.channels, "depth": 1}
     images = {key: jax.ShapeDtypeStruct((count, height, width, c), jnp.float32) for key, c in channels.items()}
     mask, span = jax.ShapeDtypeStruct((count, height, width, 1), bool), jax.ShapeDtypeStruct((count,), jnp.float32)
     return images | {"mask": mask, "span": span}
@@ -160,7 +160,7 @@ def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]
 def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:
     """What `predict` compiles on one chip: as many pictures side by side as it takes there, 4:3, at its resolution."""
     layout = sharding.Layout(sharding.make_mesh(1, devices[:1]))
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict(), shapes_only=True)
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
     pipe = Marigold(base)
     params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPES[dtype]), pipe.params))
     images = DEFAULT_BATCH_SIZE[devices[0].platform]
@@ -244,7 +244,7 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
         print(f"  {roofline.STATEMENT}")
     else:
         print("  no roofline: what these devices can do is not known")
-    if name != run_folder.SCRATCH and local(name) is None:
+    if name != SCRATCH and local(name) is None:
         print(f"  {name} is not on this machine: taken to be Stable Diffusion 2 in size")
     if "train" in WHAT[what]:
         height, width = tuple(data.size) or HYPERSIM

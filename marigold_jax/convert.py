@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output.exists():
         return _fail(f"{arguments.output}: exists already; name a new folder")
     # Imported late, so that --help is instant.
-    from marigold_jax.runs.run_folder import locate
+    from marigold_jax.runs.locate import locate
     from marigold_jax.weights import model
 
     started = time.perf_counter()

@@ -22,7 +22,7 @@ from marigold_jax.data.images import canonical
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
 from marigold_jax.inference.program import Program, denoise
-from marigold_jax.runs.run_folder import locate
+from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import seeds
 from marigold_jax.runtime.files import printable
 from marigold_jax.weights import model as checkpoints

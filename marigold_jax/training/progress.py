@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a line for people, metrics.jsonl for programs, events for TensorBoard."""
+"""Reports on a run as it trains: a line on the terminal, a record in metrics.jsonl, events for TensorBoard."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ FEW = 10  # numbers in a message
 
 
 def flops_counter(function: Callable) -> Callable[..., float]:
-    """Returns a function that tells the arithmetic in one call of `function`, over all devices.
+    """Returns a function that counts the floating-point operations in one call of `function`, over all devices.
 
-    It answers 0 on devices whose peak is not known, and looks only once at arguments of the same shapes.
+    It returns 0 on devices whose peak is unknown, and counts only once for arguments of the same shapes.
     """
     known: dict[tuple, float] = {}
 
@@ -42,25 +42,25 @@ def flops_counter(function: Callable) -> Callable[..., float]:
 
 @contextlib.contextmanager
 def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Tells how far something is that takes a while: a bar on a terminal, one line elsewhere. Yields `done(count)`."""
-    speaks = jax.process_index() == 0
-    if speaks and not sys.stderr.isatty():
+    """Shows the progress of a longer task: a bar on a terminal, one line elsewhere. Yields `done(count)`."""
+    is_main_process = jax.process_index() == 0
+    if is_main_process and not sys.stderr.isatty():
         terminal.say(f"{what} {total} {unit}")
-    options = {"desc": what, "unit": f" {unit}", "leave": False, "disable": None if speaks else True}
+    options = {"desc": what, "unit": f" {unit}", "leave": False, "disable": None if is_main_process else True}
     with tqdm(total=total, **options) as bar:
         yield bar.update
 
 
 class Progress:
-    """Writes one record a logged step. Only the process that is to `speak` should have one that does.
+    """Writes one record per logged step, if this is the main process.
 
-    A resumed run first drops the records of the steps that it is about to repeat.
+    A resumed run first removes the records of the steps that it is about to repeat.
     """
 
-    def __init__(self, workdir: Path, first: int, last: int, samples_per_step: int, speak: bool = True):
-        self.last, self.samples_per_step, self.speak = last, samples_per_step, speak
+    def __init__(self, workdir: Path, first: int, last: int, samples_per_step: int, is_main_process: bool = True):
+        self.last, self.samples_per_step, self.is_main_process = last, samples_per_step, is_main_process
         self._since, self._step, self._file, self._events = time.perf_counter(), first, None, None
-        if speak:
+        if is_main_process:
             from tensorboardX import SummaryWriter  # here, because it is slow to load
 
             self._file = _continue(workdir / METRICS, first)
@@ -69,7 +69,7 @@ class Progress:
                 terminal.say(f"continuing after step {first}")
 
     def record(self, step: int, metrics: Mapping[str, Any], flops_per_step: float = 0.0) -> None:
-        """Write the scalars of this step. `flops_per_step`: of all devices together; 0 where it is not known."""
+        """Writes the scalars of this step. `flops_per_step` is for all devices together, or 0 if unknown."""
         rate = (step - self._step) / (time.perf_counter() - self._since) if step > self._step else None
         values = {name: float(value) for name, value in metrics.items()}
         if rate:
@@ -77,11 +77,11 @@ class Progress:
         peak = peak_flops(jax.devices()[0].device_kind)
         if rate and peak and flops_per_step:
             values["mfu"] = rate * flops_per_step / (peak * jax.device_count())
-        if self.speak:
+        if self.is_main_process:
             # JSON knows no NaN.
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
             line = memoryview(json.dumps({"step": step} | finite).encode() + b"\n")
-            while line:  # on a full disk, first less is written than was asked for, and then nothing, with an error
+            while line:  # on a full disk, the first write is short and the next one raises
                 line = line[self._file.write(line) :]
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -90,16 +90,16 @@ class Progress:
         self._since, self._step = time.perf_counter(), step
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
-        """Show an image (h, w, 3) uint8 in TensorBoard."""
-        if self.speak:
+        """Writes an image (h, w, 3) uint8 to TensorBoard."""
+        if self.is_main_process:
             self._events.add_image(name, image, step, dataformats="HWC")
 
     @contextlib.contextmanager
     def paused(self, pending: Any) -> Iterator[None]:
-        """What happens inside is not training, and does not count as slow training.
+        """Stops the clock while something other than training runs, so that the speed is that of training.
 
-        `pending`: what the devices are still computing for the last step. They are waited for first: otherwise the rest
-        of the step would pass while the clock stands, and the step would seem faster than it is.
+        `pending`: arrays of the last step. They are waited for first: otherwise the rest of that step would run while
+        the clock stands still, and the step would seem faster than it is.
         """
         jax.block_until_ready(pending)
         start = time.perf_counter()
@@ -107,11 +107,11 @@ class Progress:
         self._since += time.perf_counter() - start
 
     def restart(self, step: int) -> None:
-        """Measure speed from here: what came before was compiling."""
+        """Restarts the clock, to leave out the time spent compiling."""
         self._since, self._step = time.perf_counter(), step
 
     def close(self) -> None:
-        if self.speak:
+        if self.is_main_process:
             self._file.close()
             self._events.close()
 
@@ -127,9 +127,9 @@ class Progress:
 
 
 def _continue(file: Path, step: int) -> BinaryIO:
-    """The file, open for appending, without the records after `step`, and without lines that are none.
+    """Opens the file for appending, after removing records later than `step` and broken lines.
 
-    A kill or a full disk may have cut a line short, and the next one may have run on from it.
+    A kill or a full disk may have cut a line short, so that the next one continues on the same line.
     """
     kept, broken = [], []
     lines = regular(file).read_bytes().splitlines() if file.exists() else []
@@ -146,7 +146,7 @@ def _continue(file: Path, step: int) -> BinaryIO:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step that a record is of; None for what is no record."""
+    """Returns the step of a record, or None for a line that is not a record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):  # not text, not JSON, no object, without a step

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from marigold_jax.runs.run_folder import start_from
+from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runtime import seeds
 from marigold_jax.training.objectives import OBJECTIVES
-from marigold_jax.training.setup import make_recipe
+from marigold_jax.training.setup import OptimOptions
 
 LEAST = {  # number -> the least that makes sense
     "data.batch_size": 1,
@@ -55,8 +55,8 @@ def sections(objective: Any) -> dict[str, tuple[set[str] | None, set[str]]]:
     if objective not in OBJECTIVES:
         raise ValueError(f"config.objective.name={objective}: wanted one of {_listed(set(OBJECTIVES))}")
     # What else these functions take, programs give.
-    model, model_needs = _arguments(start_from, without={"shapes_only", "base"})
-    optim, optim_needs = _arguments(make_recipe, without={"base", "prediction", "objective", "seed", "stored"})
+    model, model_needs = _arguments(ModelOptions, without=set())
+    optim, optim_needs = _arguments(OptimOptions, without=set())
     options, needs = _arguments(
         OBJECTIVES[objective].make, without={"unet_structure", "vae_structure", "schedule", "target"}
     )

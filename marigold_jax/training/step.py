@@ -1,8 +1,8 @@
 """One optimiser step, in two compiled halves: add the gradient of a micro-batch, then update with the sum.
 
-Micro-batches of one step may differ in shape, because datasets do, so the first half compiles once a shape and the
-second just once. Both are pure functions: all randomness is folded from the seed, the step and the micro-batch, and a
-resumed run draws what an uninterrupted one would have drawn.
+Micro-batches of one step may differ in shape, because datasets do. So the first half is compiled once per shape, and
+the second half once. Both are pure functions. Random numbers depend only on the seed, the step and the micro-batch, so
+a resumed run draws the same ones as an uninterrupted run.
 
 The training state is a plain dict:
 
@@ -47,9 +47,9 @@ class Programs(NamedTuple):
 def init_state(
     params: Params, optimiser: optax.GradientTransformation, ema: bool = False, layout: Layout | None = None
 ) -> TrainState:
-    """Returns the state before the first step, every array born where `layout` wants it.
+    """Returns the state before the first step, with every array created where `layout` places it.
 
-    The state holds copies: updating it leaves `params` alone. Drop them to have their memory back.
+    The state holds copies, so updating it does not change `params`. Delete those to free their memory.
     """
     init = functools.partial(_initial, optimiser=optimiser, ema=ema)
     shardings = None if layout is None else layout.shardings(jax.eval_shape(init, params))
@@ -57,7 +57,7 @@ def init_state(
 
 
 def state_shapes(params: Params, optimiser: optax.GradientTransformation, ema: bool, layout: Layout) -> TrainState:
-    """Returns what `init_state` would, as shapes: nothing is computed and no memory is taken."""
+    """Returns the shapes of what `init_state` returns, without computing anything or using memory."""
     return layout.shapes(jax.eval_shape(functools.partial(_initial, optimiser=optimiser, ema=ema), params))
 
 
@@ -69,6 +69,16 @@ def _initial(params: Params, optimiser: optax.GradientTransformation, ema: bool)
         "skipped": jnp.zeros((), jnp.int32),
     }
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def _skip(state: TrainState, gradients: Params) -> TrainState:
+    return state | {"skipped": state["skipped"] + 1}
+
+
+def _metrics(state: TrainState, accumulator: Accumulator) -> Metrics:
+    learning_rate = optax.tree.get(state["opt_state"], "learning_rate")
+    own = {"loss": accumulator["loss"], "lr": learning_rate, "grad_norm": optax.tree.norm(accumulator["gradients"])}
+    return own | {"skipped": state["skipped"]} | accumulator["metrics"]
 
 
 def make_programs(
@@ -91,7 +101,7 @@ def make_programs(
         return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout.shardings(tree))
 
     def meshed() -> contextlib.AbstractContextManager:
-        """Kernels that the compiler cannot split over devices ask for the mesh, to split themselves."""
+        """Gives the mesh to kernels that split themselves over devices, because the compiler cannot."""
         return contextlib.nullcontext() if layout is None else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -120,23 +130,14 @@ def make_programs(
             new["ema"] = jax.tree.map(lambda mean, x: mean + (1 - ema_decay) * (x - mean), state["ema"], params)
         return state | new
 
-    def skip(state: TrainState, gradients: Params) -> TrainState:
-        return state | {"skipped": state["skipped"] + 1}
-
     @functools.partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
         gradients, loss = accumulator["gradients"], accumulator["loss"]
         finite = jnp.stack([jnp.isfinite(x).all() for x in (loss, *gradients.values())]).all()
         # A conditional, because selecting between old and new arrays would have XLA repeat the check in the kernel of
         # every array: it then compiles for minutes.
-        state = jax.lax.cond(finite, advance, skip, state, gradients)
-        metrics = {
-            "loss": loss,
-            "lr": optax.tree.get(state["opt_state"], "learning_rate"),
-            "grad_norm": optax.tree.norm(gradients),
-            "skipped": state["skipped"],
-        }
-        return stay(state | {"step": state["step"] + 1}), metrics | accumulator["metrics"]
+        state = jax.lax.cond(finite, advance, _skip, state, gradients)
+        return stay(state | {"step": state["step"] + 1}), _metrics(state, accumulator)
 
     return Programs(zeros, add, apply)
 
@@ -166,13 +167,12 @@ def make_steps(
         ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
         layout: as given to `init_state`; None for a single device.
     """
-
     programs = make_programs(
         objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout
     )
 
     def number(x: int | Array) -> Array:
-        """Sent to the devices expressly, so that the loop can run under `jax.transfer_guard("disallow")`."""
+        """Sends it to the devices explicitly, so that the loop can run under `jax.transfer_guard("disallow")`."""
         return x if isinstance(x, Array) else jax.device_put(np.int32(x), None if layout is None else layout.replicated)
 
     def accumulate(

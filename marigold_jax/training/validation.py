@@ -1,7 +1,6 @@
-"""What a run tells of itself now and then: scores on held-out examples, and a picture of the first few."""
+"""Scores on held-out examples while a model trains, with a picture of the first few."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,16 +12,16 @@ from marigold_jax.evaluation.depth_metrics import align, depth_scores, psnr
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors, within
 from marigold_jax.inference.pipeline import Marigold, default_batch_size
 from marigold_jax.models import functional
-from marigold_jax.training.objectives.contract import TARGETS
+from marigold_jax.training.pixels import depth_to_pixels
 from marigold_jax.training.progress import counting
 from marigold_jax.weights.model import Checkpoint
 
 Example = dict[str, np.ndarray]  # of `data.prepared`
-Answer = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
+Scored = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
 PANEL_ROWS = 4
 
 
-def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
     """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
     aligned = list(map(align, _predictions(checkpoint, rgb), depth, mask))
@@ -30,22 +29,22 @@ def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer
     return _mean(scores), figures.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
 
 
-def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
     """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
     rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
     known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
     predictions = _predictions(checkpoint, rgb)
     scores = _mean(list(map(angle_scores, map(angular_errors, predictions, normals, known))))
-    told = {"mean_angle": scores["mean"], within(11.25): scores[within(11.25)]}
-    return told, figures.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
+    summary = {"mean_angle": scores["mean"], within(11.25): scores[within(11.25)]}
+    return summary, figures.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
 
 
-def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
-    """What the VAE alone costs: PSNR of photographs, AbsRel and δ1 of depth that was normalised, encoded and decoded.
+def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
+    """The error of the VAE alone: PSNR of photographs, AbsRel and δ1 of depth, after encoding and decoding.
 
-    The panel shows decoded photographs, and depth as for predictions.
+    Depth is normalised as for training. The panel shows decoded photographs, and depth as for predictions.
     """
-    vae, to_pixels = checkpoint.vae, TARGETS["depth"][1]
+    vae = checkpoint.vae
 
     @jax.jit
     def through(params: functional.Params, pixels: jax.Array) -> jax.Array:
@@ -53,10 +52,10 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
         return module.decode(module.encode(pixels))
 
     painted, aligned, scores, samples = [], [], [], []
-    for example in _told(examples):
+    for example in _counted(examples):
         size = tuple(side // vae.config.downsampling * vae.config.downsampling for side in example["mask"].shape[:2])
         sample = transform(example, size=size, flip=False, antialias=True, far_fill=True)
-        pixels = np.stack([sample["rgb"], np.asarray(to_pixels(sample["target"]))])
+        pixels = np.stack([sample["rgb"], np.asarray(depth_to_pixels(sample["target"]))])
         rgb, depth = np.clip(np.asarray(through(vae.params, pixels)), -1, 1)
         depth = align(depth.mean(-1, keepdims=True), sample["depth"], sample["mask"])
         painted.append(np.uint8((rgb + 1) / 2 * 255 + 0.5))
@@ -69,7 +68,7 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
 
 
 def _predictions(checkpoint: Checkpoint, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """One for each picture, from the same noise; as many side by side as suits the device."""
+    """Returns a prediction for each image, from the same noise. Images of one size are batched."""
     pipe, together, found = Marigold(checkpoint), default_batch_size(), {}
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, picture in enumerate(pictures):
@@ -82,7 +81,7 @@ def _predictions(checkpoint: Checkpoint, pictures: Sequence[np.ndarray]) -> list
     return [found[index] for index in range(len(pictures))]
 
 
-def _told(examples: Sequence[Example]) -> Iterator[Example]:
+def _counted(examples: Sequence[Example]) -> Iterator[Example]:
     with counting("validating", len(examples), "pictures") as done:
         for example in examples:
             yield example
@@ -91,18 +90,3 @@ def _told(examples: Sequence[Example]) -> Iterator[Example]:
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
-
-
-class Row(NamedTuple):
-    """`validate(checkpoint, examples)` gives scores and a panel; the lower the score `judge`, the better."""
-
-    validate: Callable[[Checkpoint, Sequence[Example]], Answer]
-    judge: str
-
-
-VALIDATIONS = {  # by what trains, and what it predicts
-    ("unet", "depth"): Row(predict_depth, "abs_rel"),
-    ("unet", "normals"): Row(predict_normals, "mean_angle"),
-    ("vae", "depth"): Row(reconstruct, "abs_rel"),
-    ("vae", "normals"): Row(reconstruct, "abs_rel"),
-}

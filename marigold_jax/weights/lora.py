@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from marigold_jax.models.functional import Params
-from marigold_jax.training.objectives.contract import Objective
 
 ADAPTED = re.compile(r"(.*\.attn[12]\.to_(?:q|k|v|out))\.kernel")
 WHOLE = ("conv_in.kernel", "conv_in.bias")
@@ -48,17 +47,3 @@ def merge(params: Params, trained: Params) -> Params:
     corrections = {path: trained[f"{path}.{A}"] @ trained[f"{path}.{B}"] for path in projections}
     whole = {name: array for name, array in trained.items() if not name.endswith((A, B))}
     return {**params, **whole, **{f"{path}.kernel": params[f"{path}.kernel"] + x for path, x in corrections.items()}}
-
-
-def adapt(objective: Objective) -> Objective:
-    """Returns the objective as a function of the LoRA tree alone; the base parameters go into `frozen["unet"]`.
-
-    An average of LoRA trees, in `frozen["target"]`, is merged with the same base.
-    """
-
-    def adapted(trained, frozen, batch, key):
-        base = frozen["unet"]
-        merged = {"target": merge(base, frozen["target"])} if "target" in frozen else {}
-        return objective(merge(base, trained), {**frozen, **merged}, batch, key)
-
-    return adapted

@@ -12,7 +12,8 @@ from marigold_jax.diffusion.gradients import arc_cosine, leading_eigenvector, le
 from marigold_jax.ensemble import ensemble_depth, ensemble_normals
 from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.training.objectives.autoencoder import edge_error
-from marigold_jax.training.objectives.end_to_end import JUDGEMENTS, UNITS
+from marigold_jax.training.objectives.end_to_end import UNITS
+from marigold_jax.training.targets import TARGETS
 
 SHAPE = (2, 8, 8)
 RANDOM = np.random.default_rng(0)
@@ -69,15 +70,15 @@ def batch_of(mask):
 
 @pytest.mark.parametrize("target, units", [("normals", "metres"), *(("depth", units) for units in UNITS)])
 def test_end_to_end_losses_have_gradients_everywhere(target, units):
-    judgement = JUDGEMENTS[target]
+    modality = TARGETS[target]
 
     def loss(pixels, batch, apart):
-        weight = UNITS[units](batch) if target == "depth" else None
-        read = judgement.read(pixels, batch)
-        truth = batch["normals" if target == "normals" else "target"]
-        one = judgement.distance(read, truth, batch, weight)
-        # Members that agree in all.
-        return one - apart * judgement.distance(read, judgement.read(pixels * 1.0, batch), batch, weight)
+        weight = UNITS[units](batch) if modality.has_units else None
+        read = modality.from_pixels(pixels, batch)
+        truth = batch[modality.key]
+        one = modality.distance(read, truth, batch, weight)
+        # Members that are all the same.
+        return one - apart * modality.distance(read, modality.from_pixels(pixels * 1.0, batch), batch, weight)
 
     gradient = jax.jit(jax.value_and_grad(loss))
     for kind, make in PIXELS.items():

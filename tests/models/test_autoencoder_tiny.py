@@ -15,7 +15,9 @@ from marigold_jax import Marigold, predict
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models import functional
 from marigold_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.export import export
+from marigold_jax.runs.start import start_from
 from marigold_jax.training.objectives.end_to_end import end_to_end_objective
 from marigold_jax.weights import model, torch_names
 
@@ -182,7 +184,7 @@ def test_what_is_not_implemented_is_refused(folder, tmp_path, change, words):
 def test_a_unet_trains_between_its_halves(tiny, tmp_path):
     """The loss of end-to-end fine-tuning, through both, is PyTorch's. What comes out is such a checkpoint again."""
     theirs, folder = tiny
-    base = run_folder.start_from(str(folder))
+    base = start_from(ModelOptions(str(folder)))
     schedule = NoiseSchedule.from_config(base.scheduler)
     objective = end_to_end_objective(base.unet.structure, base.vae.structure, schedule, target="normals")
     random = np.random.default_rng(0)
@@ -200,5 +202,5 @@ def test_a_unet_trains_between_its_halves(tiny, tmp_path):
         n = (n / (n.norm(dim=1, keepdim=True) + 1e-5)).clamp(-1, 1)
         wanted = torch.arccos((n * oracle.nchw(batch["normals"])).sum(1).clamp(-1, 1)).mean()
     np.testing.assert_allclose(loss, wanted.item(), rtol=1e-5)
-    exported = run_folder.export(base, 1, tmp_path)
+    exported = export(base, 1, tmp_path)
     assert type(model.load(exported).vae.config) is AutoencoderTinyConfig

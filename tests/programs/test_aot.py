@@ -241,7 +241,7 @@ def test_stored_latents_leave_the_vae_out():
     assert 0 < gradient.work.useful < encoding.work.useful
     assert gradient.bytes["arguments"] < encoding.bytes["arguments"]
     assert gradient.bytes["arguments"] + gradient.bytes["beside"] == update.bytes["arguments"] + update.bytes["beside"]
-    with pytest.raises(ValueError, match="the objective end_to_end is about pixels"):
+    with pytest.raises(ValueError, match="the objective end_to_end needs images"):
         next(aot.train(small_config({"name": "end_to_end", "prompt_length": 2}, run__latents="float32"), chip))
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from marigold_jax import predict, prepare, train
 from marigold_jax.runtime import sharding
+from marigold_jax.training.datasets import validation_examples
 from marigold_jax.weights import model
 from marigold_jax.weights.scratch import scratch
 
@@ -115,7 +116,7 @@ def test_training_without_validation(none):
     config = configuration(documented("train"))
     with config.unlocked():
         config.data.validation = none
-    assert train.held_out(config.data, config.run, "depth") == []
+    assert validation_examples(config.to_dict()) == []
 
 
 BAD = [
@@ -153,4 +154,4 @@ def test_a_small_validation_split_is_not_judged_by_again_and_again(place, monkey
     flags = ["--unit", "mm", "--workers", "1", "--raw_dir", "my_scans", "--data_dir", "few", "--limit", "4"]
     assert prepare.main(["folder", *flags, "--validation", "0.5"]) == 0
     config = configuration(documented("train"), data__data_dir="few")
-    assert config.run.validation_images > 2 and len(train.held_out(config.data, config.run, "depth")) == 2
+    assert config.run.validation_images > 2 and len(validation_examples(config.to_dict())) == 2

@@ -31,11 +31,15 @@ from marigold_jax.data.transforms import transform
 from marigold_jax.models import unet
 from marigold_jax.models.functional import abstract
 from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.checkpoints import Checkpoints
+from marigold_jax.runs.locate import exported, locate
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import cli, sharding
-from marigold_jax.training import progress, settings
+from marigold_jax.training import datasets, progress, settings
 from marigold_jax.training.objectives import OBJECTIVES
-from marigold_jax.training.setup import make_recipe
-from marigold_jax.training.validation import VALIDATIONS
+from marigold_jax.training.setup import make_setup
+from marigold_jax.training.targets import VALIDATIONS
 from marigold_jax.weights import model as checkpoint
 from marigold_jax.weights.scratch import scratch
 
@@ -174,7 +178,7 @@ def test_a_run_that_is_over_is_read_while_another_may_not_write(reference, run, 
     with run_folder.held(workdir):
         done = run(command(workdir), status=1)
         assert f"{workdir}: another training is at work here" in done.stderr and done.stderr.count("\n") == 1
-        assert run_folder.locate(workdir) == workdir / "export"
+        assert locate(workdir) == workdir / "export"
     done = run(command(workdir, "--config.run.steps=3"))
     assert f"{STEPS} steps are done, config.run.steps=3: nothing is left to train" in done.stdout
     assert f"dropping 3 line(s) that cannot be read as records: {STEPS + 1}, {STEPS + 2}, {STEPS + 3}" in done.stdout
@@ -209,7 +213,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(number, reference, run, envi
     if number != signal.SIGKILL:
         assert process.returncode == 0, output
         assert "give the same command again" in output or "finished" in output
-        saved = run_folder.Checkpoints(workdir / "checkpoints").steps()[-1]
+        saved = Checkpoints(workdir / "checkpoints").steps()[-1]
         assert saved == records(workdir)[-1]["step"] >= step
     run(command(workdir))
     assert_same(workdir, reference)
@@ -218,7 +222,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(number, reference, run, envi
 def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
-    newest = run_folder.Checkpoints(workdir / "checkpoints").path(STEPS)
+    newest = Checkpoints(workdir / "checkpoints").path(STEPS)
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -231,13 +235,13 @@ def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
 def test_a_full_disk_costs_one_line_and_no_checkpoint(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
-    shutil.rmtree(run_folder.Checkpoints(workdir / "checkpoints").path(STEPS))
+    shutil.rmtree(Checkpoints(workdir / "checkpoints").path(STEPS))
     # A limit on the size of files stands for a disk that is full: writing fails, though with another reason.
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", *command(workdir)]
     done = run(limited, status=1)
     last = done.stderr.strip().splitlines()[-1]
     assert "could not be written" in last and "step 4 is safe" in last
-    assert run_folder.Checkpoints(workdir / "checkpoints").steps()[-1] == 4
+    assert Checkpoints(workdir / "checkpoints").steps()[-1] == 4
     run(command(workdir))
     assert_same(workdir, reference)
 
@@ -352,8 +356,9 @@ def test_another_configuration_is_refused(reference):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_key_is_read(name):
     """Those of `model`, `objective` and `optim` are arguments of functions, which `settings` asks for their names."""
-    source = (ROOT / "marigold_jax" / "train.py").read_text()
-    read = set(re.findall(r"(?:config\.)?\b(data|run)\.(\w+)", source))
+    files = (ROOT / "marigold_jax" / "train.py", ROOT / "marigold_jax" / "training" / "datasets.py")
+    source = "".join(file.read_text() for file in files)
+    read = set(re.findall(r"\b(data|run)\.(\w+)", source)) | set(re.findall(r'\b(data|run)\["(\w+)"\]', source))
     config = load_config(name).to_dict()
     settings.check(config)
     for section in ("data", "run"):
@@ -402,7 +407,7 @@ def test_asked_to_stop_after_it_was_decided_what_to_save(here, tmp_path, monkeyp
 
     monkeypatch.setattr(progress.Progress, "record", ask)
     here(tmp_path / "run", 1, run__evaluate_every=0)
-    (saved,) = run_folder.Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    (saved,) = Checkpoints(tmp_path / "run" / "checkpoints").steps()
     assert asked == [1] and saved == records(tmp_path / "run")[-1]["step"] == 2
 
 
@@ -518,18 +523,16 @@ def tiny(name, start):
 def test_every_configuration_resolves(name, tiny_checkpoints):
     """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
     config = tiny(name, tiny_checkpoints / "wide")
-    base = run_folder.start_of(config.objective.to_dict(), **config.model.to_dict())
-    recipe = make_recipe(
-        base, config.model.prediction, config.objective.to_dict(), config.run.seed, **config.optim.to_dict()
-    )
+    base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict())
+    setup = make_setup(base, config.to_dict())
     example = Primitives(1, (16, 24))[0]
     sample = transform(example, size=None, flip=False, antialias=True, far_fill=True)
     batch = {key: value[None] for key, value in sample.items()}
-    frozen = recipe.frozen | ({"target": recipe.params} if recipe.follows else {})
-    gradient = jax.grad(recipe.objective, has_aux=True)
-    gradients, _ = jax.eval_shape(gradient, recipe.params, frozen, batch, jax.random.key(0))
-    assert gradients.keys() == recipe.params.keys()
-    assert (recipe.trains, config.model.prediction) in VALIDATIONS
+    frozen = setup.frozen | ({"target": setup.params} if setup.uses_ema_target else {})
+    gradient = jax.grad(setup.objective, has_aux=True)
+    gradients, _ = jax.eval_shape(gradient, setup.params, frozen, batch, jax.random.key(0))
+    assert gradients.keys() == setup.params.keys()
+    assert config.model.prediction in VALIDATIONS[setup.trains]
 
 
 @pytest.mark.parametrize(
@@ -544,7 +547,7 @@ def test_end_to_end_as_published_from_configuration_to_prediction(
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert np.isfinite(records(tmp_path / "run")[-1][judge])
     assert (tmp_path / "run" / "panels" / "step_000002.png").is_file()
-    assert run_folder.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
     exported = checkpoint.load(tmp_path / "run" / "export")
     description = {"_noise": "zeros", "_x0": True, "_stretch": True, "prediction_type": prediction}
     description |= {"default_denoising_steps": 1, "default_processing_resolution": 24}
@@ -565,7 +568,7 @@ def test_normals_are_not_judged_where_there_are_none(tiny_checkpoints, monkeypat
     bare = Primitives(2, (16, 24))
     bare_example = {key: value for key, value in bare[0].items() if key != "normals"}
     opened = {config.data.train[0][0]: bare, config.data.validation: [bare_example] * 2}
-    monkeypatch.setattr(train, "open_dataset", lambda name, data: opened[name])
+    monkeypatch.setattr(datasets, "open_dataset", lambda name, data: opened[name])
     monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)
     with pytest.raises(ValueError, match=r"data.validation=primitives/val has no normals; 0 for config.run.evaluate"):
@@ -597,7 +600,7 @@ def test_lora_is_one_line_and_merged_on_export(here, reference, tmp_path):
     # attn2 reads a prompt that is all zeros here, and has nothing to learn from it.
     assert changed == {name for name in before if re.search(r"^conv_in|attn1.to_(q|k|v|out.0).weight", name)}
     shutil.rmtree(tmp_path / "run" / "export")
-    run_folder.exported(tmp_path / "run")  # what `predict --checkpoint WORKDIR` calls, in a process of its own
+    exported(tmp_path / "run")  # what `predict --checkpoint WORKDIR` calls, in a process of its own
     for name, array in load_file(tmp_path / "run" / file).items():
         np.testing.assert_allclose(array, after[name], atol=1e-7)
 
@@ -632,7 +635,7 @@ def test_a_run_that_aligns_leaves_an_ordinary_checkpoint(here, tmp_path):
     written = load_file(file)
     assert not [name for name in written if "align" in name]
     shutil.rmtree(tmp_path / "run" / "export")
-    run_folder.exported(tmp_path / "run")  # of a state that has the heads
+    exported(tmp_path / "run")  # of a state that has the heads
     for name, array in load_file(file).items():
         np.testing.assert_allclose(array, written[name], atol=1e-7, err_msg=name)
 
@@ -650,11 +653,11 @@ def test_a_student_keeps_its_teachers_schedule(reference):
         {"name": "consistency", "prompt_length": 2, "grid": 10},
         {"checkpoint": str(reference / "export")},
     )
-    base = run_folder.start_of(objective, **model)
+    base = start_from(ModelOptions(**model), objective)
     assert base.scheduler["_class_name"] == "LCMScheduler" and base.scheduler["original_inference_steps"] == 10
     for wrong in ({"prediction_type": "epsilon"}, {"beta_end": 0.02}):
         with pytest.raises(ValueError, match="wanted the noise schedule that the teacher"):
-            run_folder.start_of(objective, scheduler=wrong, **model)
+            start_from(ModelOptions(**model, scheduler=wrong), objective)
 
 
 def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, reference, tmp_path, monkeypatch):
@@ -681,12 +684,12 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
         return made[0]
 
     monkeypatch.setattr(train, "make_steps", once)
-    monkeypatch.setitem(OBJECTIVES, "consistency", row._replace(make=spied))
+    monkeypatch.setitem(OBJECTIVES, "consistency", dataclasses.replace(row, make=spied))
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "run__steps": 4}
     here(tmp_path / "whole", 1, **start)
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(cut / "export")
-    shutil.rmtree(run_folder.Checkpoints(cut / "checkpoints").path(4))
+    shutil.rmtree(Checkpoints(cut / "checkpoints").path(4))
     here(cut, 1, **start)
     assert_same(cut, tmp_path / "whole")
     lines = records(tmp_path / "whole")
@@ -708,7 +711,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
 
 def test_distillation_without_an_average_is_refused(here, reference, tmp_path):
     start = DISTILLATION | {"model__checkpoint": str(reference / "export"), "optim__ema_decay": 0.0}
-    with pytest.raises(ValueError, match=r"config.optim.ema_decay=0: the objective consistency follows an average"):
+    with pytest.raises(ValueError, match=r"config.optim.ema_decay=0: the objective consistency compares with a moving"):
         here(tmp_path / "run", 1, **start)
 
 

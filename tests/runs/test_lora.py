@@ -10,6 +10,7 @@ import pytest
 from marigold_jax.diffusion.optimiser import make_optimiser
 from marigold_jax.models import functional, unet
 from marigold_jax.models.config import config_from_dict
+from marigold_jax.training.objectives.low_rank import of_corrections
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.weights import lora
 
@@ -78,7 +79,7 @@ def test_only_the_adapter_trains(base):
 
     tree = lora.init(frozen["unet"], RANK, jax.random.key(1))
     optimiser = make_optimiser("adam", optax.constant_schedule(3e-2))
-    accumulate, update = make_steps(lora.adapt(objective), optimiser, accumulation=1, seed=0)
+    accumulate, update = make_steps(of_corrections(objective), optimiser, accumulation=1, seed=0)
     state = init_state(tree, optimiser)
     losses = []
     for step in range(100):

@@ -18,8 +18,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from marigold_jax.models import functional
+from marigold_jax.runs import locate as locating
 from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.checkpoints import CheckpointError, Checkpoints, fingerprint
+from marigold_jax.runs.export import STEP, gather_trained, with_params
+from marigold_jax.runs.locate import base_of, exported, locate
+from marigold_jax.runs.objective_facts import FACTS
+from marigold_jax.runs.start import begin, start_from
 from marigold_jax.runtime.sharding import Layout, make_mesh
+from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.weights import hub
 from marigold_jax.weights import model as checkpoints
 from marigold_jax.weights.scratch import scratch
@@ -39,7 +47,7 @@ def state_of(value, **shardings):
 
 
 def saved(folder, *steps):
-    kept = run_folder.Checkpoints(folder)
+    kept = Checkpoints(folder)
     for step in steps:
         kept.save(step, state_of(step), {"step": step})
     kept.finish()
@@ -81,7 +89,7 @@ def test_a_run_that_saved_nothing_may_begin_anew(tmp_path):
 def test_what_is_saved_is_restored_to_the_last_bit(tmp_path):
     state = {"params": {"a.kernel": jax.random.normal(jax.random.key(0), (64, 65))}, "step": jnp.int32(7)}
     wanted = jax.tree.map(np.array, state)
-    kept = run_folder.Checkpoints(tmp_path)
+    kept = Checkpoints(tmp_path)
     assert kept.restore(state) is None
     kept.save(7, state, {"loader": {"next_batch": 3}})
     # The state may be donated as soon as `save` returns, while it is being written.
@@ -98,13 +106,13 @@ def test_other_devices_may_go_on(tmp_path):
     rows = NamedSharding(make_mesh(fsdp=4), PartitionSpec("fsdp"))
     like = state_of(0, to=split)
     like["params"] = jax.tree.map(lambda x: jax.device_put(x, rows), like["params"])
-    restored, _ = run_folder.Checkpoints(tmp_path).restore(like)
+    restored, _ = Checkpoints(tmp_path).restore(like)
     assert restored["params"]["a.kernel"].sharding == rows
-    assert run_folder.fingerprint(restored) == run_folder.fingerprint(state_of(3))
+    assert fingerprint(restored) == fingerprint(state_of(3))
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
-    kept = run_folder.Checkpoints(tmp_path)
+    kept = Checkpoints(tmp_path)
     for step in range(1, 6):
         kept.save(step, state_of(step), {}, best=2)
     kept.finish()
@@ -127,9 +135,7 @@ def test_damage_is_noticed_and_passed_over(tmp_path, caplog, damage):
 def test_nothing_readable_is_an_error_and_deletes_nothing(tmp_path):
     kept = saved(tmp_path, 1, 2)
     flip_a_bit(kept.path(1)), flip_a_bit(kept.path(2))
-    with pytest.raises(
-        run_folder.CheckpointError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*move it away"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*move it away"):
         kept.restore(state_of(0))
     assert kept.steps() == [1, 2]
 
@@ -156,14 +162,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp, "save_async", save_async)
     kept.save(2, state_of(2), {})
-    with pytest.raises(run_folder.CheckpointError, match=r"could not be written .*No space left.*step 1 is safe"):
+    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*step 1 is safe"):
         kept.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
 def test_a_fingerprint_sees_every_bit_and_every_name():
     prints = [
-        run_folder.fingerprint(tree)
+        fingerprint(tree)
         for tree in (
             {"a": jnp.zeros(3)},
             {"a": jnp.zeros(3).at[1].set(jnp.float32(1e-45))},  # the lowest bit
@@ -184,9 +190,8 @@ def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
     kernel = narrow.unet.params["conv_in.kernel"][:, :, :4]
     plain = oracle.unet(in_channels=4)
     plain.save_pretrained(folder / "unet")
-    base = run_folder.start_from(
-        str(folder), scheduler={"timestep_spacing": "leading"}, description={"default_denoising_steps": 3}
-    )
+    changes = {"scheduler": {"timestep_spacing": "leading"}, "description": {"default_denoising_steps": 3}}
+    base = start_from(ModelOptions(str(folder), **changes))
     assert base.unet.config.in_channels == 8 and kernel.shape[2] == 4
     assert base.scheduler["timestep_spacing"] == "leading" and base.scheduler["rescale_betas_zero_snr"]
     assert base.description == {
@@ -198,15 +203,15 @@ def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
         "default_denoising_steps": 3,
     }
     with pytest.raises(ValueError, match=r"model.prediction is 'heat'"):
-        run_folder.start_from(str(folder), prediction="heat")
+        start_from(ModelOptions(str(folder), prediction="heat"))
 
 
 def test_a_run_is_exported_when_asked_and_only_when_need_be(tmp_path, monkeypatch):
     run_folder.claim(tmp_path, CONFIG)
     with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
-        run_folder.exported(tmp_path)
-    base = run_folder.start_from(**CONFIG["model"])
-    kept = run_folder.Checkpoints(tmp_path / run_folder.CHECKPOINTS)
+        exported(tmp_path)
+    base = start_from(ModelOptions(**CONFIG["model"]))
+    kept = Checkpoints(tmp_path / run_folder.CHECKPOINTS)
 
     def save(step, value):
         averaged = {name: jnp.full(x.shape, value, x.dtype) for name, x in base.unet.params.items()}
@@ -215,23 +220,23 @@ def test_a_run_is_exported_when_asked_and_only_when_need_be(tmp_path, monkeypatc
         kept.finish()
 
     save(1, 0.5)
-    folder = run_folder.exported(tmp_path)
+    folder = exported(tmp_path)
     assert folder == tmp_path / "export"
     loaded = checkpoints.load(folder)
     assert float(loaded.unet.params["conv_in.bias"][0]) == 0.5  # the average, not the last weights
     written = (folder / "model_index.json").stat().st_mtime_ns
-    assert run_folder.exported(tmp_path) == folder and (folder / "model_index.json").stat().st_mtime_ns == written
+    assert exported(tmp_path) == folder and (folder / "model_index.json").stat().st_mtime_ns == written
     save(2, 0.25)
     monkeypatch.chdir(tmp_path.parent)  # where users give its name alone
-    assert float(checkpoints.load(run_folder.exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
+    assert float(checkpoints.load(exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.json", "export"]
 
 
 def test_trained_parameters_are_gathered_on_one_device():
     base = scratch((16, 16), 2)
     layout = Layout(make_mesh(fsdp=8), (("", "fsdp"),))
-    emptied = run_folder.with_params(base, "unet", {})  # as `train` has it: the state holds the only copy
-    trained = run_folder.trained(emptied, "unet", layout.place(base.unet.params), layout)
+    emptied = with_params(base, "unet", {})  # as `train` has it: the state holds the only copy
+    trained = gather_trained(emptied, "unet", layout.place(base.unet.params), layout)
     for name, array in trained.unet.params.items():
         assert array.devices() == {jax.devices()[0]}
         np.testing.assert_array_equal(array, base.unet.params[name])
@@ -287,10 +292,10 @@ def test_what_a_run_came_to_is_not_replaced(tmp_path):
         run_folder.claim(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="not saved a checkpoint"):  # somebody else's, not that of a run
-        run_folder.exported(tmp_path)
+        exported(tmp_path)
     index = tmp_path / "export" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {run_folder.STEP: 7}))
-    assert run_folder.exported(tmp_path) == run_folder.locate(tmp_path) == tmp_path / "export"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {STEP: 7}))
+    assert exported(tmp_path) == locate(tmp_path) == tmp_path / "export"
 
 
 def test_strangers_among_the_checkpoints(tmp_path):
@@ -352,7 +357,7 @@ def tiny():
 def changed(model, part, name):
     """The model with one weight of a part that is another."""
     component = getattr(model, part)
-    return run_folder.with_params(model, part, component.params | {name: component.params[name] + 1})
+    return with_params(model, part, component.params | {name: component.params[name] + 1})
 
 
 CHANGES = {
@@ -378,7 +383,7 @@ def resave(monkeypatch):
     def load(folder):
         return dataclasses.replace(there[(folder / "model").stat().st_ino], folder=folder)
 
-    monkeypatch.setattr(run_folder.checkpoints, "load", load)
+    monkeypatch.setattr(checkpoints, "load", load)
     return resave
 
 
@@ -386,7 +391,7 @@ def started(workdir, **model):
     """A run that began, and has saved a checkpoint, as far as can be seen; its configuration."""
     config = CONFIG | {"model": {"prediction": "depth", **model}, "optim": {"lora_rank": 0}}
     run_folder.claim(workdir, config)
-    run_folder.begin(workdir, config)
+    begin(workdir, config)
     (workdir / "checkpoints" / "00000001").mkdir(parents=True)
     return config
 
@@ -412,18 +417,18 @@ def test_what_does_not_train_must_stay(tiny, resave, tmp_path, what, objective, 
         **{"objective": {"name": objective, "prompt_length": 2}, "optim": {"lora_rank": lora_rank}},
     }
     run_folder.claim(workdir, config)
-    run_folder.begin(workdir, config)
+    begin(workdir, config)
     start = json.loads((workdir / "start.json").read_text())
     assert start["folder"] == str(folder.resolve()) and start["commit"] is None
     (workdir / "checkpoints" / "00000001").mkdir(parents=True)
-    run_folder.begin(workdir, config)
+    begin(workdir, config)
     resave(CHANGES[what](tiny), folder)
     if message is None:
-        run_folder.begin(workdir, config)
+        begin(workdir, config)
     else:
         for again in (
-            lambda: run_folder.begin(workdir, config),
-            lambda: run_folder._begun(workdir, run_folder._config_of(workdir)),
+            lambda: begin(workdir, config),
+            lambda: base_of(workdir, run_folder.config_of(workdir)),
         ):
             with pytest.raises(ValueError, match=f"base is not what this run began from: {message}") as caught:
                 again()
@@ -437,24 +442,24 @@ def test_a_base_is_found_from_anywhere_or_said_to_be_gone(tiny, resave, tmp_path
     resave(tiny, tmp_path / "runs" / "A")
     config = started(tmp_path / "run", checkpoint="runs/A")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    run_folder.begin(tmp_path / "run", config)
+    begin(tmp_path / "run", config)
     # The same folder by the name that it has from here is no other configuration.
     run_folder.claim(tmp_path / "run", config | {"model": config["model"] | {"checkpoint": "../runs/A"}})
     with pytest.raises(ValueError, match=r"model.checkpoint was \.\./runs/A, is marigold-rooms"):
         run_folder.claim(tmp_path / "run", config | {"model": config["model"] | {"checkpoint": "marigold-rooms"}})
     (tmp_path / "runs" / "A").rename(tmp_path / "B")
     with pytest.raises(FileNotFoundError, match=r"runs/A: no such folder, and this run began from it \(runs/A\)"):
-        run_folder.begin(tmp_path / "run", config)
+        begin(tmp_path / "run", config)
     (tmp_path / "elsewhere" / "runs").mkdir()
     (tmp_path / "B").rename(tmp_path / "elsewhere" / "runs" / "A")  # all was moved, and the name leads there
-    run_folder.begin(tmp_path / "run", config)
+    begin(tmp_path / "run", config)
 
 
 def test_a_base_that_is_a_run_may_not_go_on(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     objective = {"name": "autoencoder", "prompt_length": 2}
     run_folder.claim(tmp_path / "A", CONFIG | {"objective": objective})
-    kept = run_folder.Checkpoints(tmp_path / "A" / "checkpoints")
+    kept = Checkpoints(tmp_path / "A" / "checkpoints")
 
     def train_on(step):
         params = CHANGES["vae"](tiny).vae.params if step == 2 else tiny.vae.params
@@ -466,10 +471,10 @@ def test_a_base_that_is_a_run_may_not_go_on(tiny, tmp_path, monkeypatch):
     start = json.loads((tmp_path / "B" / "start.json").read_text())
     assert (start["folder"], start["step"]) == (str(tmp_path / "A" / "export"), 1)
     train_on(2)
-    run_folder.begin(tmp_path / "B", config)  # what was exported is as it was
-    run_folder.exported(tmp_path / "A")
+    begin(tmp_path / "B", config)  # what was exported is as it was
+    exported(tmp_path / "A")
     with pytest.raises(ValueError, match=r"\(step 1 of that run then, step 2 now\): the weights of its vae changed"):
-        run_folder.begin(tmp_path / "B", config)
+        begin(tmp_path / "B", config)
 
 
 def test_a_commit_is_pinned(tiny, resave, tmp_path, monkeypatch):
@@ -480,11 +485,11 @@ def test_a_commit_is_pinned(tiny, resave, tmp_path, monkeypatch):
     config = started(tmp_path / "run", checkpoint="someone/tiny")
     start = json.loads((tmp_path / "run" / "start.json").read_text())
     assert (start["repository"], start["commit"]) == ("someone/tiny", commit)
-    run_folder.begin(tmp_path / "run", config)
+    begin(tmp_path / "run", config)
     assert asked == [("someone/tiny", None)]  # the first time
     (home / commit).rename(tmp_path / "kept")  # a cache that was emptied, or another machine
     monkeypatch.setattr(hub, "_download", lambda *what: asked.append(what[:2]) or tmp_path / "kept")
-    run_folder.begin(tmp_path / "run", config)
+    begin(tmp_path / "run", config)
     assert asked[1:] == [("someone/tiny", commit)]
 
 
@@ -493,7 +498,7 @@ def test_a_broken_start_costs_one_line(tiny, resave, tmp_path, content):
     config = started(tmp_path / "run", checkpoint=str(resave(tiny, tmp_path / "base")))
     (tmp_path / "run" / "start.json").write_text(content)
     with pytest.raises(ValueError, match=r"start\.json") as caught:
-        run_folder.begin(tmp_path / "run", config)
+        begin(tmp_path / "run", config)
     assert "\n" not in str(caught.value)
 
 
@@ -502,7 +507,7 @@ def test_an_older_run_is_pinned_when_it_goes_on(tmp_path, caplog):
     written = (tmp_path / "start.json").read_text()
     assert json.loads(written)["frozen"].keys() >= {"vae", "empty_prompt", "scheduler"}
     (tmp_path / "start.json").unlink()
-    run_folder.begin(tmp_path, config)
+    begin(tmp_path, config)
     assert "from now on its base is as it is today" in caplog.text and (tmp_path / "start.json").read_text() == written
 
 
@@ -511,26 +516,26 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_those_who_predict(tiny, t
         exports.append(model.unet.params["a.kernel"])
         index = workdir / "export" / "model_index.json"
         index.parent.mkdir()
-        index.write_text(json.dumps({run_folder.STEP: step}))
+        index.write_text(json.dumps({STEP: step}))
         return index.parent
 
     exports = []
-    monkeypatch.setattr(run_folder, "_begun", lambda workdir, config: tiny)
-    monkeypatch.setattr(run_folder, "_own", lambda structure, params: params)
-    monkeypatch.setattr(run_folder, "export", export)
+    monkeypatch.setattr(locating, "base_of", lambda workdir, config: tiny)
+    monkeypatch.setattr(locating, "merge_trained", lambda base, component, params: with_params(base, component, params))
+    monkeypatch.setattr(locating, "export", export)
     run_folder.claim(tmp_path, CONFIG)
     kept = saved(tmp_path / "checkpoints", 1, 2)
     flip_a_bit(kept.path(2))
-    folder = run_folder.exported(tmp_path)
+    folder = exported(tmp_path)
     assert len(exports) == 1 and (exports[0] == 1).all()
     assert "00000002 is corrupt" in caplog.text and "taking step 1" in caplog.text
     assert kept.steps() == [1, 2]  # it is another's run, and only read
     for step in (1, 2):
         shutil.rmtree(kept.path(step) / "state")
-    assert run_folder.exported(tmp_path) == folder  # what is whole is good enough
+    assert exported(tmp_path) == folder  # what is whole is good enough
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=r"no checkpoint can be read .step 2: .*; step 1: ") as caught:
-        run_folder.exported(tmp_path)
+        exported(tmp_path)
     assert "\n" not in str(caught.value) and kept.steps() == [1, 2]
 
 
@@ -539,7 +544,7 @@ def test_a_run_with_a_broken_configuration_is_not_exported(tmp_path, content):
     saved(tmp_path / "checkpoints", 1)
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json") as caught:
-        run_folder.exported(tmp_path)
+        exported(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -552,8 +557,14 @@ def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "_download", lambda *what: asked.append(what[:2]) or tmp_path)
     with pytest.raises(FileNotFoundError, match="runs/A: no such folder in runs/, which is here"):
-        run_folder.locate("runs/A")
-    assert (
-        not asked and run_folder.locate("runs/A@main") == tmp_path and run_folder.locate("someone/A", "v2") == tmp_path
-    )
+        locate("runs/A")
+    assert not asked and locate("runs/A@main") == tmp_path and locate("someone/A", "v2") == tmp_path
     assert asked == [("runs/A", "main"), ("someone/A", "v2")]
+
+
+# ---------------------------------------------------------------------------------------------------------- objectives
+
+
+def test_facts_are_known_for_every_objective():
+    assert FACTS.keys() == OBJECTIVES.keys()
+    assert {facts.trains for facts in FACTS.values()} == {"unet", "vae"}

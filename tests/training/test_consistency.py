@@ -13,6 +13,7 @@ from marigold_jax.diffusion.samplers import boundary_scalings, sampler_table
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models import unet, vae
 from marigold_jax.training.objectives.consistency import consistency_draw, consistency_loss, consistency_objective
+from marigold_jax.training.objectives.low_rank import of_corrections
 from marigold_jax.weights import lora, torch_names
 from marigold_jax.weights.component import load_component
 
@@ -167,11 +168,11 @@ def test_corrections_of_low_rank_reach_student_and_target_alike():
     def objective(params, frozen, batch, key):
         return params, frozen
 
-    params, frozen = lora.adapt(objective)(trees[0], {"unet": base, "target": trees[1]}, {}, None)
+    params, frozen = of_corrections(objective)(trees[0], {"unet": base, "target": trees[1]}, {}, None)
     for found, tree in ((params, trees[0]), (frozen["target"], trees[1])):
         jax.tree.map(np.testing.assert_array_equal, found, lora.merge(base, tree))
     assert frozen["unet"] is base
-    _, frozen = lora.adapt(objective)(trees[0], {"unet": base}, {}, None)
+    _, frozen = of_corrections(objective)(trees[0], {"unet": base}, {}, None)
     assert frozen.keys() == {"unet"}
 
 

@@ -24,11 +24,12 @@ from marigold_jax.data.transforms import transform
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models import functional
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding
 from marigold_jax.training import encode_dataset
-from marigold_jax.training.objectives.contract import TARGETS
 from marigold_jax.training.objectives.diffusion import diffusion_objective
+from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.scratch import fresh_vae
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +77,9 @@ def vae(seed=0):
     return component
 
 
-def cached(data, seed=0, target="depth", dtype="float32", **changes):
-    return encode_dataset.cached(split_of(data), vae(seed), target=target, dtype=dtype, **SEEN | changes)
+def cached(data, seed=0, target="depth", dtype="float32", num_workers=0, stopping=lambda: False, **changes):
+    encoding = encode_dataset.Encoding(target, dtype, **SEEN | changes)
+    return encode_dataset.cached(split_of(data), vae(seed), encoding, num_workers, stopping)
 
 
 # -------------------------------------------------------------------------------------------------------------- records
@@ -100,13 +102,13 @@ def test_a_record_gives_back_what_it_was_given():
 def test_both_orientations_of_every_frame_are_what_the_encoder_says(data, target, num_workers):
     found, split, component = cached(data, target=target, num_workers=num_workers), split_of(data), vae()
     assert len(found) == len(split) == FRAMES
-    module, (key, to_pixels) = functional.merge(component.structure, component.params), TARGETS[target]
+    module, modality = functional.merge(component.structure, component.params), TARGETS[target]
     encode = jax.jit(module.encode)
     masks = set()
     for frame in (0, 3, 15, 16, 18):
         for flip in (False, True):
             sample = transform(split[frame], flip=flip, **SEEN)
-            wanted = encode(jnp.stack([sample["rgb"], to_pixels(jnp.asarray(sample[key])[None])[0]]))
+            wanted = encode(jnp.stack([sample["rgb"], modality.to_pixels(jnp.asarray(sample[modality.key])[None])[0]]))
             record = found.sample(frame, flip)
             np.testing.assert_allclose(record["latents"], wanted, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(record["latent_mask"], latent_mask(jnp.asarray(sample["mask"])[None], 4)[0])
@@ -150,7 +152,7 @@ def test_training_on_latents_is_training(run, data):
     """Against the objective on the loader's pixels. The first update, that of the warm-up, moves nothing."""
     config, (first, second) = run()
     assert store.folder_of(split_of(data)).is_dir()
-    base = run_folder.start_from(**config.model.to_dict())
+    base = start_from(ModelOptions(**config.model.to_dict()))
     options = {key: value for key, value in config.objective.items() if key not in ("name", "prompt_length")}
     schedule = NoiseSchedule.from_config(base.scheduler)
     objective = jax.jit(diffusion_objective(base.unet.structure, base.vae.structure, schedule, **options))
@@ -173,7 +175,7 @@ def test_training_on_latents_is_training(run, data):
     [
         (
             {"objective": {"name": "autoencoder", "prompt_length": 2}},
-            "config.run.latents=float32: the objective autoencoder is about pixels",
+            "config.run.latents=float32: the objective autoencoder needs images",
         ),
         ({"data__train": (("primitives/train", 1.0),)}, "wanted prepared datasets, not primitives/train"),
         ({"run__latents": "float16"}, "latents stored as 'float16': wanted one of float32, bfloat16"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from marigold_jax.models import functional
-from marigold_jax.runs import run_folder
+from marigold_jax.runs.base_model import ModelOptions
+from marigold_jax.runs.start import start_from
 from marigold_jax.training.objectives.autoencoder import autoencoder_objective
 from marigold_jax.weights.growth import widen
 from marigold_jax.weights.scratch import fresh_vae
@@ -52,7 +53,7 @@ def test_copies_learn_different_things(narrow, batch):
 
 @pytest.mark.parametrize("shapes_only", [False, True])
 def test_a_run_may_start_from_a_wider_vae(shapes_only):
-    start = run_folder.start_from("marigold-rooms", vae_widths=(16, 32, 128, 384), shapes_only=shapes_only)
+    start = start_from(ModelOptions("marigold-rooms", vae_widths=(16, 32, 128, 384)), shapes_only=shapes_only)
     assert start.vae.config.block_out_channels == (16, 32, 128, 384)
     assert start.vae.params["decoder.conv_in.kernel"].shape == (3, 3, 4, 384)
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
-from marigold_jax.training.objectives.contract import REMAT, TARGETS, Batch, Frozen, Metrics, Objective, cast, row
+from marigold_jax.training.objectives.contract import REMAT, Batch, Frozen, Metrics, Objective, cast, row
+from marigold_jax.training.targets import TARGETS
 
 SCALES = 3  # at which neighbours are compared: 1, 2 and 4 pixels
 SMALLEST_ERROR = 1e-5  # squared, so that what is perfect, at 56 dB, has a gradient
@@ -59,7 +60,7 @@ def autoencoder_objective(
     Raises:
         ValueError: the target or remat is unknown.
     """
-    key_of_target, to_pixels = row(TARGETS, "target", target)
+    modality = row(TARGETS, "target", target)
     row(REMAT, "remat", remat)
 
     def reconstruct(params: Params, pixels: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
@@ -71,7 +72,7 @@ def autoencoder_objective(
     def objective(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float32[Array, ""], Metrics]:
-        pixels = jnp.concatenate([batch["rgb"], to_pixels(batch[key_of_target])])
+        pixels = jnp.concatenate([batch["rgb"], modality.to_pixels(batch[modality.key])])
         forward = reconstruct if remat == "none" else jax.checkpoint(reconstruct)
         painted, z = forward(params, pixels, key)
         error = painted - pixels

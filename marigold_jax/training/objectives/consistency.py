@@ -1,12 +1,10 @@
-"""Few-step distillation (latent consistency models, arXiv 2310.04378): one step goes where the teacher goes in many.
+"""Few-step distillation (latent consistency models, arXiv 2310.04378): one step reaches what takes the teacher many.
 
-A consistency function takes any point of the teacher's path, from noise to the clean latent, to the end of that path.
-At a few fixed timesteps the student learns to say what the target network, its own moving average, says one step
-further along; the teacher takes that step, by DDIM. At timestep 0 the function is the identity by construction, and
-from there the answers spread to the noisier timesteps.
+A consistency function maps any point on the teacher's path from noise to the clean latent to the end of that path. At
+a few fixed timesteps, the student learns to predict what the target network, its own moving average, predicts one step
+further along the path. The teacher takes that step, by DDIM. At timestep 0 the function is the identity by
+construction; from there, correct predictions spread to the noisier timesteps.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +59,6 @@ def stride_of(schedule: NoiseSchedule, grid: int) -> int:
     return count // grid
 
 
-def scheduler_of_student(*, grid: int = 5, timestep_scaling: float = 10.0, **options: Any) -> dict[str, Any]:
-    """Returns what the scheduler of a checkpoint trained with these options says: how to sample what it has learned."""
-    return {"_class_name": "LCMScheduler", "original_inference_steps": grid, "timestep_scaling": timestep_scaling}
-
-
 def consistency_draw(schedule: NoiseSchedule, *, grid: int = 5) -> Draw:
     """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: all that is random in the objective.
 
@@ -118,12 +111,15 @@ def consistency_loss(
         raise ValueError(f"objective: huber is {huber}, wanted more than 0: at 0 the loss has no gradient")
     scalings = boundary_scalings(np.arange(schedule.num_train_timesteps), timestep_scaling)
 
-    def consistent(
-        x: Float[Array, "b i j z"], output: Float[Array, "b i j z"], timesteps: Int32[Array, " b"]
-    ) -> Float32[Array, "b i j z"]:
-        """The end of the path through `x`, as the network's output has it."""
+    def consistent(x: Array, output: Array, timesteps: Array) -> Float32[Array, "b i j z"]:
+        """Returns the consistency function f(x, t): the end of the path through `x`."""
         c_skip, c_out = jnp.asarray(scalings, jnp.float32)[:, timesteps, None, None, None]
         return c_skip * x + c_out * schedule.predict_x0(x, output, timesteps)
+
+    def step_back(x_t: Array, output: Array, timesteps: Array, previous: Array) -> Array:
+        """Returns the sample at `previous`, one step of DDIM with the teacher's output."""
+        x0, noise = schedule.predict_x0(x_t, output, timesteps), schedule.predict_noise(x_t, output, timesteps)
+        return schedule.add_noise(x0, noise, previous)
 
     def loss(
         params: Params,
@@ -132,7 +128,7 @@ def consistency_loss(
         timesteps: Int32[Array, " b"],
         noise: Float[Array, "b i j z"],
     ) -> tuple[Float32[Array, ""], Metrics]:
-        student, teacher, follower = (
+        student, teacher, ema_target = (
             functional.merge(unet_structure, cast(tree, compute_dtype))
             for tree in (params, frozen["unet"], frozen["target"])
         )
@@ -146,11 +142,10 @@ def consistency_loss(
         x_t = schedule.add_noise(x0, noise, timesteps)
         found = consistent(x_t, student(beside_image(x_t), timesteps, context, checkpoint), timesteps)
 
-        # DDIM, from each timestep to the one before; from the first to 0, where the target network has no say.
-        output, previous = teacher(beside_image(x_t), timesteps, context), jnp.maximum(timesteps - stride, 0)
-        clean, dirt = schedule.predict_x0(x_t, output, timesteps), schedule.predict_noise(x_t, output, timesteps)
-        x_previous = schedule.add_noise(clean, dirt, previous)
-        wanted = consistent(x_previous, follower(beside_image(x_previous), previous, context), previous)
+        # From the first timestep, DDIM steps to 0, where c_out is 0 and the target network does not matter.
+        previous = jnp.maximum(timesteps - stride, 0)
+        x_previous = step_back(x_t, teacher(beside_image(x_t), timesteps, context), timesteps, previous)
+        wanted = consistent(x_previous, ema_target(beside_image(x_previous), previous, context), previous)
 
         value = masked_pseudo_huber(found, jax.lax.stop_gradient(wanted), mask, huber)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}

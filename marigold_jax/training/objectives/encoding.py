@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Params, Structure
-from marigold_jax.training.objectives.contract import TARGETS, Batch, Frozen, Metrics, Objective, cast, mask_of, row
+from marigold_jax.training.batch import Batch, mask_of
+from marigold_jax.training.objectives.contract import Frozen, Metrics, Objective, cast, row
+from marigold_jax.training.targets import TARGETS
 
 Draw = Callable[[PRNGKeyArray, tuple[int, int, int, int]], tuple[Array, Array]]
 Loss = Callable[[Params, Frozen, Batch, Array, Array], tuple[Array, Metrics]]
@@ -42,7 +44,7 @@ def make_encode(
     No gradient flows through them. They are taken from the batch, where it has them. Raises ValueError for an unknown
     target.
     """
-    target_key, to_pixels = row(TARGETS, "target", target)
+    modality = row(TARGETS, "target", target)
 
     def encode(frozen: Frozen, batch: Batch) -> Latents:
         if "latents" in batch:
@@ -51,7 +53,7 @@ def make_encode(
             vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
             # Image and target go through the VAE as one batch, so that it is compiled once; as neighbours, so that a
             # batch which is split over devices stays split.
-            pairs = jnp.stack([batch["rgb"], to_pixels(batch[target_key])], axis=1)
+            pairs = jnp.stack([batch["rgb"], modality.to_pixels(batch[modality.key])], axis=1)
             latents = vae.encode(pairs.reshape(-1, *pairs.shape[2:]).astype(compute_dtype))
             latents = jax.lax.stop_gradient(latents).reshape(*pairs.shape[:2], *latents.shape[1:])
             mask = latent_mask(mask_of(batch), vae.config.downsampling)
