@@ -48,7 +48,7 @@ from marigold_jax.data.resample import resize
 from marigold_jax.data.saved_maps import read_map
 from marigold_jax.data.transforms import transform
 from marigold_jax.evaluation.benchmarks import BENCHMARKS, NOTES, Benchmark, OfficialSplit, published
-from marigold_jax.evaluation.depth_metrics import ALIGNMENTS, REMARKS
+from marigold_jax.evaluation.depth_alignment import ALIGNMENTS, REMARKS
 from marigold_jax.evaluation.normal_metrics import CONVENTIONS
 from marigold_jax.evaluation.scoring import (
     QUANTITIES,

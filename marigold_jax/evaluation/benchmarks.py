@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32
 
 from marigold_jax.data.prepared import Source, decode
 from marigold_jax.data.raw_frame import BadFrame, Part, check_sizes, open_image, read_filename_list
@@ -331,8 +331,3 @@ def inside(window: tuple[Rows, Columns] | None, shape: tuple[int, int]) -> Bool[
     (top, bottom), (left, right) = window or ((0, shape[0]), (0, shape[1]))
     mask[top:bottom, left:right] = True
     return mask
-
-
-def fitted_columns(width: int, most: int | None) -> slice | Int[np.ndarray, " n"]:
-    """The columns that the alignment sees, at most so many (None: all): the reference thins out the width alone."""
-    return slice(None) if not most or width <= most else np.arange(most) * width // most

@@ -19,8 +19,9 @@ from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.data.saved_maps import check_shape, stretched
 from marigold_jax.evaluation import figures
-from marigold_jax.evaluation.benchmarks import OfficialSplit, fitted_columns
-from marigold_jax.evaluation.depth_metrics import ALIGNMENTS, METRICS, SMALLEST_DEPTH, depth_scores
+from marigold_jax.evaluation.benchmarks import OfficialSplit
+from marigold_jax.evaluation.depth_alignment import ALIGNMENTS, SMALLEST_DEPTH, fitted_columns
+from marigold_jax.evaluation.depth_metrics import METRICS, depth_scores
 from marigold_jax.evaluation.normal_metrics import (
     ANGLE_METRICS,
     angle_scores,

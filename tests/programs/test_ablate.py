@@ -12,7 +12,8 @@ from marigold_jax import Marigold, ablate, prepare
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.ensemble import ensemble_depth
-from marigold_jax.evaluation.depth_metrics import align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.runs import run_folder
 from marigold_jax.weights import model as checkpoint
 from marigold_jax.weights.scratch import scratch

@@ -14,7 +14,8 @@ from PIL import Image
 from marigold_jax import evaluate, prepare
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
-from marigold_jax.evaluation.depth_metrics import METRICS, align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import METRICS, depth_scores
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
 from marigold_jax.weights import model
 from marigold_jax.weights.scratch import scratch
