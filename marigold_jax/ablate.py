@@ -27,7 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.evaluation.scoring import Look, means, score, spread, table
+from marigold_jax.evaluation.estimators import Estimator
+from marigold_jax.evaluation.report import table
+from marigold_jax.evaluation.scoring import Task, mean_scores, score_all
+from marigold_jax.evaluation.splits import evenly_spread
 from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import write
 
@@ -48,7 +51,7 @@ class Point(NamedTuple):
 
     series: str
     x: float | str
-    look: Look
+    estimator: Estimator
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -155,7 +158,7 @@ def predictor(pipe: Any, arguments: argparse.Namespace, **options: Any) -> Calla
     return predict
 
 
-def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flags: list[str]) -> Look:
+def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flags: list[str]) -> Estimator:
     """Trains, or goes on training, in a folder of that name. Raises RuntimeError where the training fails."""
     from marigold_jax import Marigold
 
@@ -173,7 +176,7 @@ def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flag
 
 def row(point: Point, scores: dict[int, dict[str, float]]) -> list[Any]:
     errors = [one["abs_rel"] for one in scores.values()]
-    mean = means(scores)
+    mean = mean_scores(scores)
     return [
         point.series,
         point.x,
@@ -228,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, overrides = parse(argv)
     try:
         split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
-        indices = spread(split, arguments.limit)
+        indices = evenly_spread(split, arguments.limit)
         from marigold_jax.runtime import (
             compilation_cache,  # here, so that --help and a mistyped flag need not wait for JAX
         )
@@ -236,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         compilation_cache.enable_cache()
         rows = []
         for point in tqdm(ABLATIONS[arguments.which](arguments, split, overrides), unit="point", disable=None):
-            rows.append(row(point, score(point.look, split, indices, "least_square", allow_missing=False)))
+            rows.append(row(point, score_all(point.estimator, Task(split, indices)).scores))
         write(arguments.output_dir / f"{arguments.which}.csv", comma_separated(rows))
         for kind, content in drawings(arguments.which, rows).items():
             write(arguments.output_dir / f"{arguments.which}.{kind}", content)
