@@ -130,8 +130,8 @@ def test_a_training_that_fails_is_said(data_dir, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["noise"], "--which noise wants --config"),
-        (["datasets", "--config", "x"], "--which datasets wants --mix"),
+        (["noise"], "--which noise needs --config"),
+        (["datasets", "--config", "x"], "--which datasets needs --mix"),
         (["steps", "--config.run.steps=1"], "unknown flag --config.run.steps=1"),
         (["noise", "--config", "x", "--stesp", "1"], "unknown flag --stesp"),
         (["ensemble", "--limit", "0"], "--limit must be at least 1"),

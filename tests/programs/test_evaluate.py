@@ -516,3 +516,9 @@ def test_wrong_usage(data_dir, tmp_path, capsys, flags, complaint):
 def test_an_unknown_dataset_is_one_line(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "out", "--predictions", tmp_path) == 1
     assert "no dataset 'mine' has been prepared" in capsys.readouterr().err
+
+
+def test_the_output_folder_has_a_short_flag(data_dir, maps, tmp_path):
+    flags = ["--dataset", "mine", "--data_dir", str(data_dir), "--predictions", str(maps)]
+    assert evaluate.main([*flags, "-o", str(tmp_path / "out")]) == 0
+    assert scored(tmp_path / "out")["images"] == COUNT
