@@ -23,7 +23,10 @@ from tqdm import tqdm
 
 from marigold_jax import Marigold
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.evaluation.scoring import QUANTITIES, means, score, spread, table
+from marigold_jax.evaluation.quantities import QUANTITIES
+from marigold_jax.evaluation.report import table
+from marigold_jax.evaluation.scoring import Task, mean_scores, score_all
+from marigold_jax.evaluation.splits import evenly_spread
 from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.weights import model as checkpoint
@@ -73,7 +76,7 @@ def main() -> None:
 
     compilation_cache.enable_cache()
     split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
-    indices = spread(split, arguments.limit)
+    indices = evenly_spread(split, arguments.limit)
     lines = []
     for row in rows:
         pipe = load(getattr(arguments, row.checkpoint), row.spacing)
@@ -86,9 +89,9 @@ def main() -> None:
             started = time.perf_counter()
             predictions[index] = pipe(rgb, **options).prediction[0]
             seconds.append(time.perf_counter() - started)
-        scores = score(predictions.get, split, indices, quantity.alignments[0], allow_missing=False, quantity=quantity)
+        scores = score_all(predictions.get, Task(split, indices, quantity, quantity.alignments[0])).scores
         first, second = quantity.headline
-        values, mean = [one[first] for one in scores.values()], means(scores)
+        values, mean = [one[first] for one in scores.values()], mean_scores(scores)
         error = float(np.std(values) / len(values) ** 0.5)
         lines.append([row.title, mean[first], error, mean[second], float(np.median(seconds))])
     device = jax.devices()[0].device_kind

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from marigold_jax.evaluate import saved
-from marigold_jax.evaluation.benchmarks import BENCHMARKS, OfficialSplit
-from marigold_jax.evaluation.scoring import means, score
+from marigold_jax.evaluation.benchmarks import BENCHMARKS
+from marigold_jax.evaluation.estimators import saved
+from marigold_jax.evaluation.official_split import OfficialSplit
+from marigold_jax.evaluation.scoring import Task, mean_scores, score_all
 
 SIZE = (480, 640)
 
@@ -51,14 +52,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), arguments.images)
         split = OfficialSplit("nyu_v2", folder, Path(folder) / "data_split")
-        look = saved(Path(folder) / "maps", split)
+        estimator = saved(Path(folder) / "maps", split)
         started = time.perf_counter()
-        scores = score(look, split, range(arguments.images), "least_square", allow_missing=False)
+        scores = score_all(estimator, Task(split, range(arguments.images))).scores
         seconds = time.perf_counter() - started
     height, width = SIZE
     rate = arguments.images / seconds
     print(f"{arguments.images} predictions of {height}x{width} scored in {seconds:.1f} s: {rate:.0f} images/s")
-    print(f"AbsRel {means(scores)['abs_rel']:.4f}")
+    print(f"AbsRel {mean_scores(scores)['abs_rel']:.4f}")
 
 
 if __name__ == "__main__":

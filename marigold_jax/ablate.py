@@ -1,22 +1,21 @@
-"""How scores depend on one choice: the paper's Tables 2 and 3 and Figures 6 and 7, on any prepared dataset.
+"""Shows how depth scores depend on one choice, as Tables 2 and 3 and Figures 6 and 7 of arXiv 2312.02145 do.
 
-    python -m marigold_jax.ablate --which ensemble --dataset rooms --data_dir data --output_dir ablations
-    python -m marigold_jax.ablate --which steps    --dataset rooms --data_dir data --output_dir ablations
+    python -m marigold_jax.ablate --which ensemble --dataset rooms --data_dir data -o ablations
+    python -m marigold_jax.ablate --which steps    --dataset rooms --data_dir data -o ablations
     python -m marigold_jax.ablate --which noise --config FILE ...
     python -m marigold_jax.ablate --which datasets --config FILE --mix rooms/train primitives/train ...
 
-`ensemble` merges 1 to 20 predictions of a checkpoint, `steps` takes 1 to 50 denoising steps with trailing and with
-leading timesteps. `noise` and `datasets` train the configuration once for each choice, in OUTPUT_DIR/WHICH/, and go on
-where they were interrupted; keys of it may follow, as --config.run.steps=500. (A configuration is a Python file, and is
-executed.) OUTPUT_DIR gets WHICH.csv, WHICH.png and
-WHICH.svg: means over images of AbsRel and delta1 of least-squares aligned depth, and the standard error of the former.
-Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
+`ensemble` merges 1 to 20 predictions of a checkpoint. `steps` takes 1 to 50 denoising steps, with trailing and with
+leading timesteps. `noise` and `datasets` train a configuration once for each choice, in OUTPUT_DIR/WHICH/, and continue
+an interrupted training. Flags such as --config.run.steps=500 change the configuration, a Python file that is executed.
+
+OUTPUT_DIR gets WHICH.csv, WHICH.png and WHICH.svg: the means over images of AbsRel and delta1 after least-squares
+alignment, and the standard error of AbsRel.
+Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
-import csv
 import dataclasses
-import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,11 +26,15 @@ import numpy as np
 from tqdm import tqdm
 
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.evaluation.scoring import Look, means, score, spread, table
+from marigold_jax.evaluation import curves
+from marigold_jax.evaluation.estimators import Estimator
+from marigold_jax.evaluation.report import table
+from marigold_jax.evaluation.scoring import Task, score_all
+from marigold_jax.evaluation.splits import evenly_spread
 from marigold_jax.runtime import terminal
 from marigold_jax.runtime.files import write
 
-SIZES = (1, 2, 3, 5, 10, 15, 20)  # of ensembles
+SIZES = (1, 2, 3, 5, 10, 15, 20)  # members of an ensemble
 STEPS = (1, 2, 4, 10, 25, 50)
 SPACINGS = ("trailing", "leading")
 NOISES = {
@@ -39,39 +42,39 @@ NOISES = {
     "multi-resolution": {"noise": "multi_resolution", "annealed": False},
     "annealed multi-resolution": {"noise": "multi_resolution", "annealed": True},
 }
-SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)  # of the first dataset in the mix
-HEADER = ("series", "x", "images", "abs_rel", "abs_rel_error", "delta1")
+SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)  # of the first dataset in a mix of two
+LOG_X = ("ensemble", "steps")  # choices that are drawn on a logarithmic axis
 
 
-class Point(NamedTuple):
-    """One choice: the curve it belongs to, where on it, and what it predicts for each image."""
+class Choice(NamedTuple):
+    """One choice: the curve it belongs to, its position there, and the predictions made with it."""
 
     series: str
-    x: float | str
-    look: Look
+    x: int | float | str
+    estimator: Estimator
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = terminal.Parser(
         "python -m marigold_jax.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    number = {"type": int, "metavar": "N"}
-    add("--which", required=True, choices=ABLATIONS)
-    add("--dataset", required=True, metavar="NAME", help="what `prepare` made")
-    add("--data_dir", type=Path, required=True, metavar="DIR", help="where prepared datasets are kept")
-    add("--split", default="test", help="of the dataset (default: %(default)s)")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="where results go; made if missing")
-    add("--limit", **number, default=100, help="score so many images, evenly spread (default: %(default)s)")
-    add("--checkpoint", help="of ensemble and steps (default: the one that ships)")
-    add("--processing_res", **number, help="longer side for the network (default: the checkpoint's own)")
-    add("--config", type=Path, metavar="FILE", help="of noise and datasets: what is trained")
-    add("--mix", nargs=2, metavar="NAME/SPLIT", help="of datasets: the two that are mixed")
+    add, number, folder = parser.add_argument, {"type": int, "metavar": "N"}, {"type": Path, "metavar": "DIR"}
+    add("--which", required=True, choices=ABLATIONS, help="the choice to vary")
+    add("--dataset", required=True, metavar="NAME", help="a dataset made by `prepare`")
+    add("--data_dir", required=True, **folder, help="folder of the datasets")
+    add("--split", default="test", help="split to score (default: %(default)s)")
+    add("-o", "--output_dir", required=True, **folder, help="where results are written; created if missing")
+    add("--limit", **number, default=100, help="score at most N images, evenly spread (default: %(default)s)")
+    add("--checkpoint", help="for ensemble and steps (default: the one that ships)")
+    resolution = "longer side of the image for the network; 0: its own size"
+    add("--processing_res", **number, help=f"{resolution} (default: the checkpoint's own)")
+    add("--config", type=Path, metavar="FILE", help="for noise and datasets: the configuration to train")
+    add("--mix", nargs=2, metavar="NAME/SPLIT", help="for datasets: the two datasets to mix")
     arguments, overrides = parser.parse_known_args(argv)
     wanted = {"noise": ["config"], "datasets": ["config", "mix"]}.get(arguments.which, [])
     for flag in wanted:
         if getattr(arguments, flag) is None:
-            parser.error(f"--which {arguments.which} wants --{flag}")
+            parser.error(f"--which {arguments.which} needs --{flag}")
     for override in overrides:
         if not wanted or not override.startswith("--config."):
             parser.error(f"unknown flag {override}")
@@ -80,11 +83,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return arguments, overrides
 
 
-# ------------------------------------------------------------------------------------- what is varied: flags to points
-
-
-def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
-    """The merged predictions of the seeds 0, 1, ..., each made once."""
+def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Choice]:
+    """Merges the predictions of the seeds 0, 1, ... Each prediction is made once."""
     import jax.numpy as jnp
 
     from marigold_jax import Marigold
@@ -101,15 +101,15 @@ def ensemble(arguments: argparse.Namespace, split: PreparedSplit, overrides: lis
 
     for size in SIZES:
 
-        def look(image: int, size: int = size) -> np.ndarray:
+        def estimate(image: int, size: int = size) -> np.ndarray:
             maps = np.stack([member(image, seed)[..., 0] for seed in range(size)])
             return maps[0][..., None] if size == 1 else np.asarray(ensemble_depth(jnp.asarray(maps))[0])[..., None]
 
-        yield Point("ensemble", size, look)
+        yield Choice("ensemble", size, estimate)
 
 
-def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
-    """The checkpoint with another number of steps, and with another spacing of timesteps."""
+def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Choice]:
+    """Varies the number of denoising steps and the spacing of timesteps."""
     from marigold_jax import Marigold
     from marigold_jax.runs.locate import locate
     from marigold_jax.weights import model
@@ -119,26 +119,26 @@ def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[s
         pipe = Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, "timestep_spacing": spacing}))
         for count in STEPS:
             predict = predictor(pipe, arguments, num_inference_steps=count)
-            yield Point(spacing, count, lambda image, predict=predict: predict(split[image]["rgb"]))
+            yield Choice(spacing, count, lambda image, predict=predict: predict(split[image]["rgb"]))
 
 
-def noise(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
-    """A training for each kind of noise."""
+def noise(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Choice]:
+    """Trains with each kind of noise."""
     for name, options in NOISES.items():
         flags = [f"--config.objective.{key}={value}" for key, value in options.items()]
-        yield Point("training noise", name, trained(arguments, split, name.replace(" ", "_"), [*overrides, *flags]))
+        yield Choice("training noise", name, trained(arguments, split, name.replace(" ", "_"), [*overrides, *flags]))
 
 
-def datasets(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Point]:
-    """A training for each share of the first dataset."""
+def datasets(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[str]) -> Iterator[Choice]:
+    """Trains with each share of the first dataset."""
     first, second = arguments.mix
     for share in SHARES:
         mix = tuple((name, part) for name, part in ((first, share), (second, 1 - share)) if part)
         flags = [*overrides, f"--config.data.train={mix}"]
-        yield Point(f"share of {first}", share, trained(arguments, split, f"{share:g}", flags))
+        yield Choice(f"share of {first}", share, trained(arguments, split, f"{share:g}", flags))
 
 
-ABLATIONS: dict[str, Callable[..., Iterator[Point]]] = {
+ABLATIONS: dict[str, Callable[..., Iterator[Choice]]] = {
     "ensemble": ensemble,
     "steps": steps,
     "noise": noise,
@@ -147,7 +147,7 @@ ABLATIONS: dict[str, Callable[..., Iterator[Point]]] = {
 
 
 def predictor(pipe: Any, arguments: argparse.Namespace, **options: Any) -> Callable[..., np.ndarray]:
-    """A function of one photograph, and perhaps a seed."""
+    """Returns a function of an image and a seed."""
 
     def predict(rgb: np.ndarray, seed: int = 0) -> np.ndarray:
         return pipe(rgb, processing_resolution=arguments.processing_res, seed=seed, **options).prediction[0]
@@ -155,98 +155,42 @@ def predictor(pipe: Any, arguments: argparse.Namespace, **options: Any) -> Calla
     return predict
 
 
-def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flags: list[str]) -> Look:
-    """Trains, or goes on training, in a folder of that name. Raises RuntimeError where the training fails."""
+def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flags: list[str]) -> Estimator:
+    """Trains in the folder OUTPUT_DIR/WHICH/NAME, or continues there. Raises RuntimeError if the training fails."""
     from marigold_jax import Marigold
 
     workdir = arguments.output_dir / arguments.which / name
     command = [sys.executable, "-m", "marigold_jax.train", "--config", str(arguments.config), "--workdir", str(workdir)]
     terminal.say(f"{arguments.which}: {name}")
     if subprocess.run([*command, f"--config.data.data_dir={arguments.data_dir}", *flags]).returncode:
-        raise RuntimeError(f"the training in {workdir} failed: see above; the same command goes on from here")
+        raise RuntimeError(f"the training in {workdir} failed, see above; run the same command again to continue")
     predict = predictor(Marigold.from_pretrained(workdir), arguments)
     return lambda image: predict(split[image]["rgb"])
-
-
-# ----------------------------------------------------------------------------------------------- what is made of it all
-
-
-def row(point: Point, scores: dict[int, dict[str, float]]) -> list[Any]:
-    errors = [one["abs_rel"] for one in scores.values()]
-    mean = means(scores)
-    return [
-        point.series,
-        point.x,
-        len(scores),
-        mean["abs_rel"],
-        float(np.std(errors) / len(errors) ** 0.5),
-        mean["delta1"],
-    ]
-
-
-def comma_separated(rows: list[list[Any]]) -> bytes:
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([HEADER, *rows])
-    return lines.getvalue().encode()
-
-
-def drawings(which: str, rows: list[list[Any]]) -> dict[str, bytes]:
-    """The curves as PNG and SVG, AbsRel left and delta1 right."""
-    from matplotlib.figure import Figure  # late: it is slow to load
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2), ("abs_rel", "delta1"), strict=True):
-        at = HEADER.index(column)
-        for series in dict.fromkeys(one[0] for one in rows):
-            curve = [one for one in rows if one[0] == series]
-            names = any(isinstance(one[1], str) for one in curve)  # between which no line would mean anything
-            axes.errorbar(
-                [one[1].replace(" ", "\n") if names else one[1] for one in curve],
-                [one[at] for one in curve],
-                yerr=[one[HEADER.index("abs_rel_error")] for one in curve] if column == "abs_rel" else None,
-                fmt="o" if names else "o-",
-                capsize=3,
-                label=series,
-            )
-        axes.set(xlabel=which, title={"abs_rel": "AbsRel, lower is better", "delta1": "δ1, higher is better"}[column])
-        if which in ("ensemble", "steps"):
-            axes.set_xscale("log")
-            ticks = sorted({one[1] for one in rows})
-            axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-            axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend()
-    files = {}
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
-        files[kind] = buffer.getvalue()
-    return files
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments, overrides = parse(argv)
     try:
         split = PreparedSplit(str(arguments.data_dir / arguments.dataset / arguments.split))
-        indices = spread(split, arguments.limit)
-        from marigold_jax.runtime import (
-            compilation_cache,  # here, so that --help and a mistyped flag need not wait for JAX
-        )
+        indices = evenly_spread(split, arguments.limit)
+        # JAX starts here, so that --help and a mistyped flag need not wait for it.
+        from marigold_jax.runtime import compilation_cache
 
         compilation_cache.enable_cache()
-        rows = []
-        for point in tqdm(ABLATIONS[arguments.which](arguments, split, overrides), unit="point", disable=None):
-            rows.append(row(point, score(point.look, split, indices, "least_square", allow_missing=False)))
-        write(arguments.output_dir / f"{arguments.which}.csv", comma_separated(rows))
-        for kind, content in drawings(arguments.which, rows).items():
+        points = []
+        for choice in tqdm(ABLATIONS[arguments.which](arguments, split, overrides), unit="point", disable=None):
+            scores = score_all(choice.estimator, Task(split, indices)).scores
+            points.append(curves.point(choice.series, choice.x, scores))
+        write(arguments.output_dir / f"{arguments.which}.csv", curves.to_csv(points))
+        for kind, content in curves.draw(arguments.which, points, arguments.which in LOG_X).items():
             write(arguments.output_dir / f"{arguments.which}.{kind}", content)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         terminal.say(f"ablate: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        terminal.say("ablate: interrupted; trainings go on from here with the same command", sys.stderr)
+        terminal.say("ablate: interrupted; run the same command again to continue its trainings", sys.stderr)
         return 130
-    for line in table(HEADER, rows).splitlines():
+    for line in table(curves.Point._fields, points).splitlines():
         terminal.say(line)
     return 0
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from marigold_jax.evaluation.depth_metrics import align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.inference.outputs import color
 
 SIZE = (224, 168)  # (width, height) of one picture

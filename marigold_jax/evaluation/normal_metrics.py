@@ -1,9 +1,11 @@
-"""How far predicted surface normals point away from the true ones, in degrees, and scores made of that.
+"""How far predicted surface normals point away from the true ones, in degrees.
 
-Everything is computed in float64. Lengths do not matter, of either vector: the angle between two is that between the
-unit vectors along them. It is taken from cross and dot product, which is exact for small angles too, where the
-arccosine of a cosine loses half of the digits. Papers average in two ways: over images, each of which gets scores of
-its own (Marigold), or over the pixels of all images as if they were one (DSINE, arXiv 2403.00712).
+For a prediction p and a true normal g of any length, the angle is atan2(|p × g|, p · g). It equals
+arccos(p · g / (|p| |g|)), but is exact for small angles too, where the arccosine loses half of the digits. Everything
+is computed in float64.
+
+Papers average in two ways: over images, each with scores of its own (Marigold, arXiv 2312.02145), or over the pixels of
+all images together (DSINE, arXiv 2403.00712; E2E-FT, arXiv 2409.11355).
 """
 
 from collections.abc import Callable, Iterable
@@ -15,20 +17,25 @@ from jaxtyping import Bool, Float, Float64
 Angles = Float64[np.ndarray, " n"]
 T = TypeVar("T")
 
-# By which factors predicted (x, y, z) become x right, y up, z towards the viewer.
+# The factors that turn predicted (x, y, z) into ours: x right, y up, z towards the viewer.
 CONVENTIONS = {"x_right": (1, 1, 1), "x_left": (-1, 1, 1)}
-UNDECIDED = 90.0  # degrees: what a prediction without a direction scores, as if its cosine were 0
-WITHIN = (5.0, 7.5, 11.25, 22.5, 30.0)
-BINS = 2**14  # of 0.011 degrees: so many counts are kept, and in the end the angles of a bin or two
+UNDECIDED = 90.0  # degrees; the error of a prediction of length zero, as if its cosine were 0
+WITHIN = (5.0, 7.5, 11.25, 22.5, 30.0)  # degrees
+BINS = 2**14  # of the histogram for the median: 0.011 degrees each
 
 
 def angular_errors(
     prediction: Float[np.ndarray, "h w 3"], truth: Float[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w 1"]
 ) -> Angles:
-    """Returns the angle, in [0, 180] degrees, at each pixel of the mask, row by row.
+    """Computes the angles between predicted and true normals.
 
-    Opposite vectors are 180 degrees apart. A prediction of length zero counts as 90, as in the reference; the truth
-    must not be zero inside the mask.
+    Args:
+        prediction: normals of any length. Length zero counts as `UNDECIDED`, as in the official evaluation.
+        truth: normals of any length, but not zero where the mask is True.
+        mask: the pixels to compare.
+
+    Returns:
+        The angle at each pixel of the mask, row by row, in [0, 180] degrees.
     """
     inside = mask[..., 0]
     x, y, z = prediction[inside].T.astype(np.float64)
@@ -43,7 +50,7 @@ def within(degrees: float) -> str:
     return f"within_{degrees:g}"
 
 
-# Degrees, 0 is perfect; and shares of the pixels that are strictly closer than that, 1 is perfect.
+# Angles in degrees, where 0 is perfect; and the shares of pixels strictly within a limit, where 1 is perfect.
 ANGLE_METRICS: dict[str, Callable[[Angles], float]] = {
     "mean": np.mean,
     "median": np.median,
@@ -60,18 +67,25 @@ def angle_scores(angles: Angles) -> dict[str, float]:
 
 
 def pooled_angle_scores(each: Callable[[Callable[[Angles], T]], Iterable[T]]) -> dict[str, float]:
-    """Returns the scores of the angles of all images together, without ever holding them together.
+    """Computes the scores over the angles of all images together, without holding them all in memory.
 
-    `each(function)` applies a function to the angles of every image, in any order; it is called twice. The first time
-    sums, counts, and a histogram are taken; the second time, of the angles in the bin where the histogram puts the
-    median (or in the two bins), those that differ, so that the median is exact too. Raises ValueError where there are
-    no angles at all.
+    The first pass takes counts, sums and a histogram. The second pass collects the distinct angles in the one or two
+    bins that hold the median, so that the median is exact.
+
+    Args:
+        each: `each(function)` applies a function to the angles of every image, in any order. It is called twice.
+
+    Returns:
+        All rows of `ANGLE_METRICS`.
+
+    Raises:
+        ValueError: there are no angles.
     """
     count, total, squares, *rest = sum(each(_totals), np.zeros(3 + len(WITHIN) + BINS + 1))
     if not count:
         raise ValueError("pooled_angle_scores: every mask is empty")
     closer, histogram = rest[: len(WITHIN)], np.asarray(rest[len(WITHIN) :])
-    middle = np.asarray([(count - 1) // 2, count // 2])  # the ranks of the median; one and the same for odd counts
+    middle = np.asarray([(count - 1) // 2, count // 2])  # the ranks of the median; equal if the count is odd
     ends = np.cumsum(histogram)
     first, last = np.searchsorted(ends, middle, side="right")
     parts = list(each(lambda angles: _distinct(angles, int(first), int(last))))
@@ -84,7 +98,7 @@ def pooled_angle_scores(each: Callable[[Callable[[Angles], T]], Iterable[T]]) ->
 
 
 def _totals(angles: Angles) -> Float64[np.ndarray, " m"]:
-    """How many, their sum, that of the squares, how many are within each limit, how many in each bin."""
+    """The number of angles, their sum, the sum of their squares, the numbers within each limit and in each bin."""
     closer = [np.count_nonzero(angles < degrees) for degrees in WITHIN]
     histogram = np.bincount(_bin(angles), minlength=BINS + 1)
     return np.concatenate([[angles.size, angles.sum(), angles @ angles, *closer], histogram]).astype(np.float64)
@@ -95,6 +109,6 @@ def _bin(angles: Angles) -> np.ndarray:
 
 
 def _distinct(angles: Angles, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is in these bins, each value once, and how often it is there: walls repeat one angle over and over."""
+    """The distinct angles in these bins and how often each occurs. A flat wall repeats one angle many times."""
     bins = _bin(angles)
     return np.unique(angles[(bins >= first) & (bins <= last)], return_counts=True)

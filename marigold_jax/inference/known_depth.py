@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from marigold_jax.data.affine_fit import fit_robustly
 from marigold_jax.data.saved_maps import check_shape, read_map
-from marigold_jax.evaluation.depth_metrics import fit_robustly
 from marigold_jax.runtime.files import printable, regular
 
 MILLIMETRES = 1000.0

@@ -8,7 +8,9 @@ from jaxtyping import UInt8
 
 from marigold_jax.data.transforms import transform
 from marigold_jax.evaluation import figures
-from marigold_jax.evaluation.depth_metrics import align, depth_scores, psnr
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import depth_scores
+from marigold_jax.evaluation.image_metrics import psnr
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors, within
 from marigold_jax.inference.pipeline import Marigold, default_batch_size
 from marigold_jax.models import functional

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marigold_jax.evaluation.depth_metrics import fit_robustly
+from marigold_jax.data.affine_fit import fit_robustly
 from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
 
 SIZE = (6, 8)

@@ -12,7 +12,8 @@ from marigold_jax import Marigold, ablate, prepare
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.ensemble import ensemble_depth
-from marigold_jax.evaluation.depth_metrics import align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.runs import run_folder
 from marigold_jax.weights import model as checkpoint
 from marigold_jax.weights.scratch import scratch
@@ -129,8 +130,8 @@ def test_a_training_that_fails_is_said(data_dir, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["noise"], "--which noise wants --config"),
-        (["datasets", "--config", "x"], "--which datasets wants --mix"),
+        (["noise"], "--which noise needs --config"),
+        (["datasets", "--config", "x"], "--which datasets needs --mix"),
         (["steps", "--config.run.steps=1"], "unknown flag --config.run.steps=1"),
         (["noise", "--config", "x", "--stesp", "1"], "unknown flag --stesp"),
         (["ensemble", "--limit", "0"], "--limit must be at least 1"),

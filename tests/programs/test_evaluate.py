@@ -14,8 +14,11 @@ from PIL import Image
 from marigold_jax import evaluate, prepare
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
-from marigold_jax.evaluation.depth_metrics import METRICS, align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import METRICS, depth_scores
+from marigold_jax.evaluation.estimators import saved
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
+from marigold_jax.evaluation.quantities import QUANTITIES
 from marigold_jax.weights import model
 from marigold_jax.weights.scratch import scratch
 
@@ -214,7 +217,7 @@ def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, c
         (lambda path: np.save(path, np.zeros(SIZE[::-1], np.float32)), "has 48 x 32 pixels, the picture 32 x 48"),
         (lambda path: np.save(path, np.zeros((3, 40), np.float32)), "not one picture in two sizes"),
         (lambda path: np.save(path, np.full(SIZE, np.nan, np.float32)), "wanted finite numbers"),
-        (lambda path: np.save(path, np.zeros((*SIZE, 3), np.float32)), "wanted 1 channels, as depth has; found 3"),
+        (lambda path: np.save(path, np.zeros((*SIZE, 3), np.float32)), "wanted 1 channels for depth, found 3"),
         (lambda path: np.save(path, np.zeros((*SIZE, 2), np.float32)), "wanted shape (height, width)"),
         (lambda path: np.save(path, np.zeros((2, *SIZE, 1), np.float32)), "wanted shape (height, width)"),
         (lambda path: np.save(path, np.float32(1)), "wanted the shape of a map, found ()"),
@@ -347,7 +350,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_scores(data_dir, maps, tmp_path
     def fails(*_):
         raise IndexError("out of bounds\nfor colours")
 
-    monkeypatch.setitem(evaluate.QUANTITIES, "depth", dataclasses.replace(evaluate.QUANTITIES["depth"], panel=fails))
+    monkeypatch.setitem(QUANTITIES, "depth", dataclasses.replace(QUANTITIES["depth"], panel=fails))
     (tmp_path / "out" / "mine").mkdir(parents=True)
     (tmp_path / "out" / "mine" / "worst.png").write_bytes(b"of an earlier run")
     assert run(data_dir, tmp_path / "out", "--predictions", maps) == 0
@@ -400,10 +403,10 @@ def test_names_in_folders_are_told_apart(split, tmp_path, monkeypatch):
     monkeypatch.setattr(PreparedSplit, "name_of", lambda self, index: names[index])
     for stem in ("1", "2"):
         np.save(tmp_path / f"{stem}_depth.npy", np.ones(SIZE, np.float32))
-    look = evaluate.saved(tmp_path, split)
-    assert look(2).shape == (*SIZE, 1) and look(3) is None
+    estimate = saved(tmp_path, split)
+    assert estimate(2).shape == (*SIZE, 1) and estimate(3) is None
     with pytest.raises(ValueError, match="several images have this name"):
-        look(0)
+        estimate(0)
 
 
 HOSTILE = {"out": "../../x.png", "absolute": "/tmp/x.png", "empty": "", "long": "x" * 5000, "line": "a\nb\x1b[31m/../c"}
@@ -467,7 +470,7 @@ def test_settings_that_cannot_be_read_are_one_line(data_dir, split, tmp_path, ca
     np.save(folder / "a.npy", np.zeros(SIZE, np.float32))
     assert run(data_dir, tmp_path / "out", "--checkpoint", tmp_path / "none") == 1
     (error,) = capsys.readouterr().err.splitlines()
-    assert "settings.json" in error and "how the predictions beside it were made is unknown" in error
+    assert "settings.json" in error and "the settings of the predictions beside it are unknown" in error
 
 
 def test_ctrl_c_is_one_line_and_another_dataset_is_scored_though_one_fails(
@@ -477,9 +480,9 @@ def test_ctrl_c_is_one_line_and_another_dataset_is_scored_though_one_fails(
     assert evaluate.main(["--dataset", "none, mine", *flags]) == 1
     said = capsys.readouterr()
     assert "no dataset 'none' has been prepared" in said.err and "abs_rel" in said.out
-    monkeypatch.setattr(evaluate, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(evaluate, "summarise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(data_dir, tmp_path / "out", "--predictions", maps) == 130
-    assert capsys.readouterr().err == "evaluate: interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "evaluate: interrupted; run the same command again to continue\n"
 
 
 def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
@@ -501,7 +504,7 @@ def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
         (("--processing_res", "100"), "must be a multiple of 8"),
         (("--resize", "official", "--processing_res", "-1"), "must not be negative"),
         (("--dataset", "../mine"), "wanted a relative name"),
-        (("--dataset", ","), "names none"),
+        (("--dataset", ","), "--dataset: wanted at least one name"),
     ],
 )
 def test_wrong_usage(data_dir, tmp_path, capsys, flags, complaint):
@@ -513,3 +516,9 @@ def test_wrong_usage(data_dir, tmp_path, capsys, flags, complaint):
 def test_an_unknown_dataset_is_one_line(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "out", "--predictions", tmp_path) == 1
     assert "no dataset 'mine' has been prepared" in capsys.readouterr().err
+
+
+def test_the_output_folder_has_a_short_flag(data_dir, maps, tmp_path):
+    flags = ["--dataset", "mine", "--data_dir", str(data_dir), "--predictions", str(maps)]
+    assert evaluate.main([*flags, "-o", str(tmp_path / "out")]) == 0
+    assert scored(tmp_path / "out")["images"] == COUNT

@@ -30,7 +30,6 @@ ALONE = {  # the only file of its folder that may import from there
 }
 STILL_TO_GO = {
     ("data/images.py", "inference"),
-    ("inference/known_depth.py", "evaluation"),
 }
 FORBIDDEN = {  # library -> the only places that may import it
     "torch": {"weights/torch_files.py"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marigold_jax.data.primitives import Primitives
-from marigold_jax.evaluation.depth_metrics import psnr
+from marigold_jax.evaluation.image_metrics import psnr
 from marigold_jax.models import functional
 from marigold_jax.training import validation
 from marigold_jax.training.objectives.autoencoder import autoencoder_objective, edge_error

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from marigold_jax import Marigold, predict
-from marigold_jax.evaluation.depth_metrics import align, depth_scores
+from marigold_jax.evaluation.depth_alignment import align
+from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.weights.hub import DEFAULT, SHIPPED
 
 DEMO = Path(__file__).parents[2] / "launch" / "demo"
