@@ -30,9 +30,11 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from marigold_jax.data.loader import DataSource, make_loader
+from marigold_jax.data.loader import Augmentation, DataSource, ProcessShare, make_loader
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
+from marigold_jax.data.targets import TARGETS as DATA_TARGETS
+from marigold_jax.data.transforms import SampleOptions
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
 from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
@@ -118,13 +120,11 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         [(datasets[path], probability) for path, probability in mix],
         batch_size=data.batch_size // jax.process_count(),
         seed=config.run.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        target=DATA_TARGETS[config.model.prediction],
+        options=SampleOptions(**seen),
+        augmentation=Augmentation(data.flip, data.zoom),
+        process=ProcessShare(jax.process_index(), jax.process_count()),
         num_workers=data.num_workers,
-        flip=data.flip,
-        zoom=data.zoom,
-        normals=target == "normals",
-        **seen,
     )
     examples = held_out(data, config.run, target)
 

@@ -19,32 +19,29 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from marigold_jax.data import array_files
+from marigold_jax.data import raw_files
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.filename_list import NO_DEPTH, filename_lines, is_utf8
 from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, extensions
-from marigold_jax.data.prepared import Source
 from marigold_jax.data.raw_frame import (
-    NO_DEPTH,
     BadFrame,
     Frame,
     Part,
     Picture,
-    Record,
     check_depth,
     check_rgb,
     check_sizes,
-    filename_lines,
-    is_utf8,
     orientation_of,
-    quantise,
-    to_mask_png,
-    to_png,
 )
+from marigold_jax.data.record import Record, quantise, to_mask_png, to_png
 from marigold_jax.runtime.files import printable
 
 # What file browsers and unpackers leave behind; so are all names that begin with a dot.
 LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
 KINDS_HEADER = 26  # bytes of a PNG, in which its bits and its kind of colour stand
 AMBIGUOUS, UNKNOWN, MISSING, NOT_UTF8 = "ambiguous", "unknown file type", "missing file", "name is not UTF-8"
+
+OPTIONAL_FOLDERS = ("mask", "normals")  # beside rgb and depth
 
 Unused = tuple[str, str]  # a file's path below RAW_DIR, and why it is not used
 
@@ -66,7 +63,7 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
             raise ValueError(
                 f"{root} must have the folders rgb and depth; there is no {name}. Or give a --filename_list"
             )
-    extra = [name for name in ("mask", "normals") if (root / name).is_dir()]
+    extra = [name for name in OPTIONAL_FOLDERS if (root / name).is_dir()]
     files = {name: _by_stem(root, name, unused) for name in ("rgb", "depth", *extra)}
     frames = []
     for stem, rgb in sorted(files["rgb"].items()):
@@ -221,7 +218,7 @@ def depth_encoding(frames: list[Frame]) -> str:
     return "png16" if extensions.isdisjoint(FORMATS["depth"].keys() - {".png"}) else "float32"
 
 
-def read_frame(frame: Frame, source: Source, encoding: str) -> Record:
+def read_frame(frame: Frame, depth_format: DepthFormat, encoding: str) -> Record:
     """Infinite and NaN depth is unknown: 0. Raises BadFrame for files that are missing, broken or of several sizes."""
     if frame.problem:
         raise BadFrame(*frame.problem)
@@ -245,7 +242,7 @@ def read_frame(frame: Frame, source: Source, encoding: str) -> Record:
         if orientation_of(content) > 1:
             raise BadFrame("EXIF orientation", f"{frame.normals.name}: normals that are turned point elsewhere")
     _check_fit(rgb, sizes)
-    check_depth(values, mask, source, frame.depth.name)
+    check_depth(values, mask, depth_format, frame.depth.name)
     if rgb.orientation > 1:
         record["note"] = f"turned upright by EXIF orientation {rgb.orientation}: its depth must be upright too"
     return record
@@ -287,13 +284,13 @@ def _normals(array: Shaped[np.ndarray, "h w c"], path: str) -> Float[np.ndarray,
 
 # What a file is good for, by folder: how its content becomes an array, by extension, and what the array must be.
 Readers = dict[str, Callable[[bytes, str], np.ndarray]]
-ARRAYS: Readers = {".npy": array_files.npy, ".npz": array_files.npz, ".h5": array_files.hdf5, ".hdf5": array_files.hdf5}
-FLOATS: Readers = {".exr": array_files.exr, ".pfm": array_files.pfm}
+ARRAYS: Readers = {".npy": raw_files.npy, ".npz": raw_files.npz, ".h5": raw_files.hdf5, ".hdf5": raw_files.hdf5}
+FLOATS: Readers = {".exr": raw_files.exr, ".pfm": raw_files.pfm}
 FORMATS: dict[str, Readers] = {
-    "rgb": dict.fromkeys(extensions(), array_files.picture),
-    "depth": {".png": array_files.png16, ".tif": array_files.tiff, ".tiff": array_files.tiff, **ARRAYS, **FLOATS},
-    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), array_files.picture), **ARRAYS},
-    "normals": {".png": array_files.picture_of_normals, **ARRAYS, **FLOATS},
+    "rgb": dict.fromkeys(extensions(), raw_files.picture),
+    "depth": {".png": raw_files.png16, ".tif": raw_files.tiff, ".tiff": raw_files.tiff, **ARRAYS, **FLOATS},
+    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), raw_files.picture), **ARRAYS},
+    "normals": {".png": raw_files.picture_of_normals, **ARRAYS, **FLOATS},
 }
 CHECKS = {"depth": _depth, "mask": _mask, "normals": _normals}
 

@@ -19,19 +19,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
+from marigold_jax.data.depth_format import DEPTH_FORMATS
+from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.hdf5 import read_dataset
 from marigold_jax.data.normals import towards_camera
-from marigold_jax.data.prepared import SOURCES
 from marigold_jax.data.raw_frame import (
     BadFrame,
     Part,
-    Record,
     check_depth,
     check_sizes,
-    quantise,
-    read_filename_list,
-    to_png,
 )
+from marigold_jax.data.record import Record, quantise, to_png
 from marigold_jax.runtime.files import printable, regular
 
 SPLIT_FILE = "metadata_images_split_scene_v1.csv"
@@ -106,7 +104,7 @@ def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
     if np.isnan(distance[surface]).any():
         raise BadFrame("NaN depth", f"{frame.name}: {np.count_nonzero(np.isnan(distance[surface]))} pixels of surfaces")
     depth, beyond = millimetres(np.where(surface, planar_depth(np.where(surface, distance, 0)), 0))
-    check_depth(depth[..., None], None, SOURCES["hypersim"], frame.name)
+    check_depth(depth[..., None], None, DEPTH_FORMATS["hypersim"], frame.name)
     record = {"name": frame.name, "rgb": to_png(tone_map(colour, surface)), "depth": to_png(depth)}
     if normals:
         vectors = _read(frame.file("geometry", "normal_cam")).astype(np.float64)

@@ -21,10 +21,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, Float32, UInt8
 
-from marigold_jax.data.array_record import wrong
 from marigold_jax.data.prepared import PreparedSplit, dataset_folder
+from marigold_jax.data.record_reader import wrong
 from marigold_jax.data.rgbd.rgbd_dataset_builder import shards_of
-from marigold_jax.data.shards import WRITER_OPTIONS
+from marigold_jax.data.split_writer import WRITER_OPTIONS
 from marigold_jax.runtime.files import printable, read_json, regular, write_json
 
 FINGERPRINT = "fingerprint.json"

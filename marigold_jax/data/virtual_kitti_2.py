@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from marigold_jax.data.depth_format import DEPTH_FORMATS
+from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.folder import read_frame as read_pair
 from marigold_jax.data.normals import normals_from_depth
-from marigold_jax.data.prepared import SOURCES
-from marigold_jax.data.raw_frame import Frame, Part, Record, quantise, read_filename_list
+from marigold_jax.data.raw_frame import Frame, Part
+from marigold_jax.data.record import Record, quantise
 from marigold_jax.runtime.files import printable, regular
 
 # The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.
@@ -62,7 +64,7 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Fra
 
 def read_frame(frame: Frame, normals: bool = False) -> Record:
     """Raises BadFrame for a file that is missing, broken, or not of the size of the other."""
-    record = read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
+    record = read_pair(frame, DEPTH_FORMATS["virtual_kitti_2"], "png16")
     if normals:
         stored = np.asarray(Image.open(io.BytesIO(record["depth"]), formats=["PNG"]))[..., None].astype(np.float64)
         record["normals"] = quantise(normals_from_depth(stored, (stored > 0) & (stored < SKY), FOCAL_LENGTH))

@@ -21,6 +21,8 @@ from marigold_jax.data import latent_store as store
 from marigold_jax.data.latent_store import LatentSplit
 from marigold_jax.data.loader import BothWays, Loader
 from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.data.targets import TARGETS as DATA_TARGETS
+from marigold_jax.data.transforms import SampleOptions
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.models import functional
 from marigold_jax.runtime import distributed
@@ -138,7 +140,7 @@ def _encode(
             bar.update(len(some))
 
     frames = tuple(frame for _, shard in todo for frame in shard)
-    loader = Loader(BothWays(split, frames, key == "normals", options), num_workers)
+    loader = Loader(BothWays(split, frames, DATA_TARGETS[target], SampleOptions(**options)), num_workers)
     try:
         for path, shard in todo:
             groups = ([next(loader) for _ in shard[i : i + places]] for i in range(0, len(shard), places))
