@@ -446,92 +446,83 @@ def window(rng: Rng, size: Vector) -> Mesh:
 
 
 def ornament(rng: Rng, size: Vector) -> Mesh:
-    """A vase, a ball, a pile of books, a bottle, a mug, a bowl of fruit, a box."""
+    """A vase, a ball, a pile of books, a bottle, a mug, a bowl of fruit or a box."""
+    glaze = material(rng, "paint", "marble", "white", "tiles", gloss=0.4)
+    return ORNAMENTS[rng.integers(len(ORNAMENTS))](rng, size, glaze)
+
+
+def _vase(rng: Rng, size: Vector, glaze: Material) -> Mesh:
     x, y, z = size
     radius = min(x, z) / 2
-    glaze = material(rng, "paint", "marble", "white", "tiles", gloss=0.4)
-    style = rng.integers(7)
-    if style == 0:
-        middle, neck = rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.7)
-        return lathe(
-            [(0, 0), (radius * 0.6, 0), (radius, y * middle), (radius * neck, y * 0.88), (radius * neck * 1.2, y)],
-            glaze,
-            tile=0.3,
+    middle, neck = rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.7)
+    return lathe(
+        [(0, 0), (radius * 0.6, 0), (radius, y * middle), (radius * neck, y * 0.88), (radius * neck * 1.2, y)],
+        glaze,
+        tile=0.3,
+    )
+
+
+def _ball(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, _, z = size
+    return sphere(min(x, z) / 2, material(rng, "paint", "weave", "wood", gloss=0.3), tile=0.3)
+
+
+def _pile_of_books(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    count = int(rng.integers(1, 5))
+    books = []
+    for k in range(count):
+        book = box((x * rng.uniform(0.75, 1), y / count, z * rng.uniform(0.75, 1)), material(rng, "paint"))
+        books.append((transform(book, rotation("y", rng.uniform(-0.3, 0.3))), (0, y * k / count, 0)))
+    return assemble(*books)
+
+
+def _bottle(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    wide = min(min(x, z) / 2, y * 0.15)
+    neck = wide * 0.35
+    profile = [(0, 0), (wide, 0), (wide, 0), (wide, y * 0.6), (neck, y * 0.75), (neck, y), (neck, y), (0, y)]
+    return lathe(profile, material(rng, "paint", "green", "dark", gloss=0.6))
+
+
+def _mug(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    radius = min(x, z) / 2
+    tall = min(y, radius * 2)
+    handle = box((radius * 0.5, tall * 0.6, radius * 0.2), glaze)
+    foot, rim, inner = radius * 0.7, radius * 0.75, radius * 0.65
+    profile = [
+        *((0, 0), (foot, 0), (foot, 0), (rim, tall)),
+        *((radius * 0.68, tall), (inner, tall * 0.1), (0, tall * 0.1)),
+    ]
+    return assemble((lathe(profile, glaze), (0, 0, 0)), (handle, (radius * 0.8, tall * 0.2, 0)))
+
+
+def _bowl_of_fruit(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    radius = min(x, z) / 2
+    tall = min(y, radius) * 0.6
+    profile = [
+        *((0, 0), (radius * 0.5, 0), (radius, tall)),
+        *((radius * 0.94, tall), (radius * 0.45, tall * 0.15), (0, tall * 0.15)),
+    ]
+    bowl = lathe(profile, glaze)
+    fruit = [
+        (
+            sphere(radius * 0.33, material(rng, "paint"), segments=14),
+            (radius * 0.42 * np.cos(a), tall * 0.4, radius * 0.42 * np.sin(a)),
         )
-    if style == 1:
-        return sphere(radius, material(rng, "paint", "weave", "wood", gloss=0.3), tile=0.3)
-    if style == 2:
-        count = int(rng.integers(1, 5))
-        return assemble(
-            *(
-                (
-                    transform(
-                        box((x * rng.uniform(0.75, 1), y / count, z * rng.uniform(0.75, 1)), material(rng, "paint")),
-                        rotation("y", rng.uniform(-0.3, 0.3)),
-                    ),
-                    (0, y * k / count, 0),
-                )
-                for k in range(count)
-            )
-        )
-    if style == 3:
-        wide = min(radius, y * 0.15)
-        return lathe(
-            [
-                (0, 0),
-                (wide, 0),
-                (wide, 0),
-                (wide, y * 0.6),
-                (wide * 0.35, y * 0.75),
-                (wide * 0.35, y),
-                (wide * 0.35, y),
-                (0, y),
-            ],
-            material(rng, "paint", "green", "dark", gloss=0.6),
-        )
-    if style == 4:
-        tall = min(y, radius * 2)
-        handle = box((radius * 0.5, tall * 0.6, radius * 0.2), glaze)
-        return assemble(
-            (
-                lathe(
-                    [
-                        (0, 0),
-                        (radius * 0.7, 0),
-                        (radius * 0.7, 0),
-                        (radius * 0.75, tall),
-                        (radius * 0.68, tall),
-                        (radius * 0.65, tall * 0.1),
-                        (0, tall * 0.1),
-                    ],
-                    glaze,
-                ),
-                (0, 0, 0),
-            ),
-            (handle, (radius * 0.8, tall * 0.2, 0)),
-        )
-    if style == 5:
-        tall = min(y, radius) * 0.6
-        bowl = lathe(
-            [
-                (0, 0),
-                (radius * 0.5, 0),
-                (radius, tall),
-                (radius * 0.94, tall),
-                (radius * 0.45, tall * 0.15),
-                (0, tall * 0.15),
-            ],
-            glaze,
-        )
-        fruit = [
-            (
-                sphere(radius * 0.33, material(rng, "paint"), segments=14),
-                (radius * 0.42 * np.cos(a), tall * 0.4, radius * 0.42 * np.sin(a)),
-            )
-            for a in np.arange(4) * np.pi / 2 + rng.uniform(0, 2)
-        ]
-        return assemble((bowl, (0, 0, 0)), *fruit)
+        for a in np.arange(4) * np.pi / 2 + rng.uniform(0, 2)
+    ]
+    return assemble((bowl, (0, 0, 0)), *fruit)
+
+
+def _ornamental_box(rng: Rng, size: Vector, glaze: Material) -> Mesh:
     return box(size, material(rng, "paint", "wood", "weave", "abstract"), tile=max(size))
+
+
+# Which of them is built is drawn by position: a new one, or another order, changes every rendered scene.
+ORNAMENTS = (_vase, _ball, _pile_of_books, _bottle, _mug, _bowl_of_fruit, _ornamental_box)
 
 
 def floor_item(rng: Rng, size: Vector) -> Mesh:
