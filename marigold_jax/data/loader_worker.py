@@ -1,7 +1,7 @@
-"""The first thing that a data worker process runs.
+"""Stands in for the main module while the loader's worker processes start.
 
-A spawned process imports the program that started it, and Grain imports JAX where it finds it: seconds and hundreds of
-megabytes for each worker, and data workers need neither. While workers start, this module stands in for the program.
+A spawned process imports the program that started it, and Grain imports JAX if it is installed. That costs seconds and
+hundreds of megabytes per worker, and the loader's workers need neither.
 """
 
 import sys
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from absl import logging
 
 if __name__ == "__mp_main__":
-    sys.modules["jax"] = None  # `import jax` now raises ImportError, which Grain expects, but warns of
+    sys.modules["jax"] = None  # `import jax` now raises ImportError, which Grain handles with a warning
     logging.get_absl_logger().addFilter(lambda record: "jax profiler" not in record.msg)
 
 
 @contextmanager
 def as_main() -> Iterator[None]:
-    """Processes that are spawned inside this block import this module in place of the running program."""
+    """Processes that are spawned inside this block import this module instead of the running program."""
     program = sys.modules["__main__"]
     sys.modules["__main__"] = sys.modules[__name__]
     try:

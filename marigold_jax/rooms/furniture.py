@@ -1,4 +1,4 @@
-"""Makers of the built-in furniture: each builds one piece to a given size, from random proportions and materials."""
+"""Builders of the built-in furniture: each makes a piece of a given size (metres), with random proportions."""
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def desk(rng: Rng, size: Vector) -> Mesh:
 
 
 def chair(rng: Rng, size: Vector) -> Mesh:
-    """Four legs, a seat and a back of slats or one piece."""
+    """Four legs, a seat, and a back made of slats or of one piece."""
     x, y, z = size
     seat_height = float(np.clip(y * rng.uniform(0.45, 0.55), 0.25, 0.55))
     frame, seat = material(rng, "wood", "metal", "paint", "dark"), material(rng, "weave", "wood", "paint")
@@ -72,7 +72,7 @@ def stool(rng: Rng, size: Vector) -> Mesh:
 
 
 def sofa(rng: Rng, size: Vector) -> Mesh:
-    """Base, arms, back, seat cushions and loose ones."""
+    """A base, arms, a back, seat cushions and loose cushions."""
     x, y, z = size
     cloth = material(rng, "weave", "paint", "carpet", "dark", gloss=0.05)
     loose = material(rng, "weave", "paint", gloss=0.0)
@@ -376,7 +376,7 @@ def screen(rng: Rng, size: Vector) -> Mesh:
 
 
 def rug(rng: Rng, size: Vector) -> Mesh:
-    """A rectangle, or a round one, of cloth."""
+    """A rectangular or round rug."""
     x, y, z = size
     if rng.random() < 0.25:
         return transform(cylinder(0.5, y, material(rng, "carpet", "weave"), segments=40), meshes.scaling(x, 1, z))
@@ -388,7 +388,7 @@ def rug(rng: Rng, size: Vector) -> Mesh:
 
 
 def curtain(rng: Rng, size: Vector) -> Mesh:
-    """Two waving lengths of cloth under a rod, drawn aside or not."""
+    """Two folded lengths of cloth under a rod, open or closed."""
     x, y, z = size
     cloth = material(rng, "weave", "paint", "white", gloss=0.0)
     open_ = rng.uniform(0.3, 0.98)
@@ -430,7 +430,7 @@ def door(rng: Rng, size: Vector) -> Mesh:
 
 
 def window(rng: Rng, size: Vector) -> Mesh:
-    """A frame with bars and no panes: what is behind is seen."""
+    """A frame with bars but no panes, so that one sees through it."""
     x, y, z = size
     frame, rim = material(rng, "white", "wood", "dark", "paint"), rng.uniform(0.04, 0.08)
     columns, rows = int(rng.integers(1, 4)), int(rng.integers(1, 4))

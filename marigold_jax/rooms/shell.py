@@ -1,4 +1,4 @@
-"""The empty room: floor, ceiling, walls with windows and doorways in them, skirting boards, frames, what hangs flat."""
+"""The empty room: floor, ceiling, and walls with windows, doors, doorways and skirting boards."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ SHAPES = {"rectangle": 0.75, "L": 0.25}
 
 @dataclass(frozen=True)
 class Opening:
-    """A hole in a wall, from `start` to `stop` along it and from `low` to `high`."""
+    """A hole in a wall, from `start` to `stop` along it and from `low` to `high` above the floor, in metres."""
 
     kind: str  # "window", "door" or "doorway"
     start: float
@@ -27,7 +27,7 @@ class Opening:
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """A plan with a ceiling, and the openings of each of its walls."""
+    """A room: its plan, its height in metres, and the openings of each wall of the plan."""
 
     plan: Plan
     height: float
@@ -38,7 +38,13 @@ class Room:
 
 
 def draw_room(random: np.random.Generator, area: tuple[float, float], windows: tuple[int, int]) -> Room:
-    """A room of about that area in square metres, with so many windows and one to three doors; some are L-shaped."""
+    """Draws an empty room with one to three doors or doorways; some rooms are L-shaped.
+
+    Args:
+        random: draws it.
+        area: smallest and largest, in square metres.
+        windows: smallest and largest number.
+    """
     size = random.uniform(*area)
     aspect = random.uniform(0.65, 1.5)
     width = float(np.clip((size * aspect) ** 0.5, 2.2, 8.0))
@@ -89,7 +95,7 @@ def _draw_opening(random: np.random.Generator, kind: str, length: float, height:
 
 
 def _keep_free(wall: Wall, opening: Opening) -> Box:
-    """Before a door one walks, before a window stands nothing that is taller than its sill."""
+    """The space in front of an opening: a door needs room to pass, a window nothing taller than its sill."""
     depth = 0.25 if opening.kind == "window" else 0.9
     return wall.box(
         (opening.start + opening.stop) / 2, opening.stop - opening.start, depth, 0.0, opening.low, opening.high
@@ -100,7 +106,7 @@ def _keep_free(wall: Wall, opening: Opening) -> Box:
 
 
 def build_shell(random: np.random.Generator, room: Room, tiled: bool) -> list[Instance]:
-    """The room's surfaces, in world coordinates. `tiled`: floor and wall as in kitchens and baths."""
+    """The surfaces of a room, in world coordinates. `tiled` draws materials of kitchens and bathrooms."""
     sheets = Sheets()
     x0, z0, x1, z1 = room.plan.bounds
     floor = sheets.material(*finish(random, TILED_FLOORS if tiled else FLOORS))
@@ -127,7 +133,16 @@ def build_shell(random: np.random.Generator, room: Room, tiled: bool) -> list[In
 
 
 def _wall(sheets: Sheets, wall: Wall, height: float, openings, main: int, lower: int, dado: float) -> None:
-    """The pieces of a wall around its openings, and how thick it is there."""
+    """Adds the parts of a wall around its openings.
+
+    Args:
+        sheets: receives them.
+        wall: in the plan.
+        height: of the room, in metres.
+        openings: of the wall.
+        main, lower: materials above and below the dado.
+        dado: height of the lower part, in metres; 0 for none.
+    """
     along = sorted({0.0, wall.length, *(o.start for o in openings), *(o.stop for o in openings)})
     heights = sorted({0.0, height, dado, *(o.low for o in openings), *(o.high for o in openings)})
     (dx, dz), (x, z) = wall.direction, (wall.x, wall.z)
@@ -278,7 +293,7 @@ def _add_corridor(
 
 
 def _between(openings: list[Opening], length: float) -> list[tuple[float, float]]:
-    """The stretches of a wall that no opening interrupts."""
+    """The intervals of a wall between its openings."""
     ends = [0.0]
     for opening in sorted(openings, key=lambda o: o.start):
         ends += [opening.start - 0.07, opening.stop + 0.07]

@@ -68,12 +68,12 @@ def frames_in(batch):
 # ----------------------------------------------------------------------------------------------------------------- plan
 
 
-def test_sources_are_drawn_with_their_probabilities():
+def test_datasets_are_drawn_with_their_probabilities():
     plan = Plan(sizes=(100, 50), probabilities=(0.9, 0.1), batch_size=2, seed=1)
     drawn = np.array([plan.dataset(batch) for batch in range(10_000)])
     assert abs((drawn == 0).mean() - 0.9) < 3 * np.sqrt(0.09 / 10_000)
     other = Plan(sizes=(100, 50), probabilities=(0.9, 0.1), batch_size=2, seed=2)
-    assert any(plan.dataset(batch) != other.source(batch) for batch in range(100))
+    assert any(plan.dataset(batch) != other.dataset(batch) for batch in range(100))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 30])
@@ -82,13 +82,15 @@ def test_every_dataset_walks_through_shuffled_epochs_without_repeats(batch_size)
     visited = {0: [], 1: []}
     for batch in range(200):
         visited[plan.dataset(batch)].extend(plan.frames(batch))
-    for source, size in enumerate(plan.sizes):
-        epochs = [tuple(visited[source][start : start + size]) for start in range(0, len(visited[source]) - size, size)]
+    for dataset, size in enumerate(plan.sizes):
+        epochs = [
+            tuple(visited[dataset][start : start + size]) for start in range(0, len(visited[dataset]) - size, size)
+        ]
         assert len(epochs) > 3 and all(sorted(epoch) == list(range(size)) for epoch in epochs)
         assert len(set(epochs)) == len(epochs)
 
 
-def test_epochs_go_on_across_blocks_of_drawn_sources():
+def test_epochs_go_on_across_blocks_of_drawn_datasets():
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=3, seed=5)
     counted = sum(plan.dataset(batch) == 1 for batch in range(8200))
     last = max(batch for batch in range(8200) if plan.dataset(batch) == 1)

@@ -127,6 +127,12 @@ def test_splits_join_one_dataset(raw, tmp_path, capsys):
     assert "choose another --name" in capsys.readouterr().err
 
 
+def test_raw_and_data_folders_have_short_flags(raw, tmp_path):
+    short = ["folder", "-i", str(raw), "-o", str(tmp_path), "--unit", "mm", "--workers", "1", "--limit", "2"]
+    assert prepare.main(short) == 0
+    assert len(PreparedSplit(f"{tmp_path}/mine/train")) == 2
+
+
 def test_a_shard_without_usable_frames_disappears(raw, tmp_path):
     for index in range(16):
         (raw / "rgb" / f"{index:02d}.png").write_bytes(b"")

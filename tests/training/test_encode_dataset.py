@@ -255,7 +255,7 @@ def test_latents_of_something_else_are_refused_in_one_line(data):
         ({"far_fill": False, "dtype": "bfloat16"}, "dtype was float32, is bfloat16; far_fill was True, is False"),
         ({"target": "normals"}, "target was depth, is normals"),
     ]:
-        with pytest.raises(ValueError, match=rf"latents-train holds latents of something else: {words}\. Delete it"):
+        with pytest.raises(ValueError, match=rf"latents-train holds other latents: {words}\. Delete it"):
             cached(data, **changes)
 
 
