@@ -315,11 +315,11 @@ def _naming(dataset: DataSource, frame: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        name, told = _name(dataset), " ".join(str(error).split()) or type(error).__name__
-        if told.startswith(f"{name}: "):  # already named
+        name, reason = _name(dataset), " ".join(str(error).split()) or type(error).__name__
+        if reason.startswith(f"{name}: "):  # already named
             raise
         kind = type(error) if type(error) in (ValueError, OSError) else ValueError
-        named = kind(f"{name}: frame {frame}: {told}")
+        named = kind(f"{name}: frame {frame}: {reason}")
         named.add_note(f"while reading frame {frame} of {name}")
         raise named from error
 
