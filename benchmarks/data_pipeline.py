@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from marigold_jax import prepare
 from marigold_jax.data.loader import make_loader
+from marigold_jax.data.transforms import SampleOptions
 
 
 def write_frames(root: Path, frames: int) -> None:
@@ -37,7 +38,11 @@ def write_frames(root: Path, frames: int) -> None:
 def measure(path: str, num_workers: int, antialias: bool, batch_size: int, seconds: float) -> tuple[float, float]:
     """Returns the seconds to the first batches, and the samples per second after that."""
     loader = make_loader(
-        [(path, 1)], batch_size=batch_size, seed=0, size=(480, 640), num_workers=num_workers, antialias=antialias
+        [(path, 1)],
+        batch_size=batch_size,
+        seed=0,
+        options=SampleOptions(size=(480, 640), antialias=antialias),
+        num_workers=num_workers,
     )
     start = time.perf_counter()
     for _ in range(1 + 3 * num_workers):  # use up what was read ahead while the workers started

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from marigold_jax.data.loader import make_loader
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.data.transforms import transform
+from marigold_jax.data.transforms import SampleOptions, transform
 
 SIZE = (96, 128)  # (height, width), as `marigold-rooms` was trained
 BATCH, RATE = 8, 1e-3
@@ -86,7 +86,9 @@ def train(data_dir: Path, names: list[str], samples: int) -> Peer:
     parameters = sum(x.numel() for x in peer.parameters()) / 1e6
     datasets = [PreparedSplit(str(data_dir / name)) for name in names]
     shares = [len(dataset) / sum(map(len, datasets)) for dataset in datasets]
-    batches = make_loader(list(zip(datasets, shares, strict=True)), batch_size=BATCH, seed=0, size=SIZE)
+    batches = make_loader(
+        list(zip(datasets, shares, strict=True)), batch_size=BATCH, seed=0, options=SampleOptions(size=SIZE)
+    )
     steps = samples // BATCH
     optimiser = torch.optim.Adam(peer.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.05)

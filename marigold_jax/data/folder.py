@@ -1,13 +1,13 @@
-"""Pairs of RGB images and depth maps in anybody's folder.
+"""Any folder of RGB images and depth maps.
 
-    RAW_DIR/rgb/a/1.jpg        any picture that `predict` reads, and as it reads it
+    RAW_DIR/rgb/a/1.jpg        any image that `predict` reads, read in the same way
     RAW_DIR/depth/a/1.png      16-bit PNG or TIFF, 32-bit TIFF, .npy, .npz, .h5, .exr or .pfm
-    RAW_DIR/mask/a/1.png       optional: a picture or an array, not 0 where the depth is valid
+    RAW_DIR/mask/a/1.png       optional: an image or an array, nonzero where the depth is valid
     RAW_DIR/normals/a/1.npy    optional: (h, w, 3) in [-1, 1] as an array, .exr or .pfm, or 8-bit PNG: (n + 1) / 2 * 255
 
-Files belong together that have the same path without extension. Or a filename list names them: each line an RGB path
-and a depth path relative to RAW_DIR. Only kinds of files that can be what their folder holds compete for a name:
-previews, notes and the like beside them are listed as not used.
+Files of a frame have the same path apart from the extension. Alternatively, each line of a filename list holds an RGB
+path and a depth path relative to RAW_DIR. Files of a type that cannot be what their folder holds, such as previews and
+notes, are not candidates for a frame, and are reported as unused.
 """
 
 import os
@@ -19,44 +19,46 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from marigold_jax.data import array_files
+from marigold_jax.data import raw_files
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.filename_list import NO_DEPTH, filename_lines, is_utf8
 from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, extensions
-from marigold_jax.data.prepared import Source
 from marigold_jax.data.raw_frame import (
-    NO_DEPTH,
     BadFrame,
     Frame,
     Part,
     Picture,
-    Record,
     check_depth,
     check_rgb,
     check_sizes,
-    filename_lines,
-    is_utf8,
     orientation_of,
-    quantise,
-    to_mask_png,
-    to_png,
 )
+from marigold_jax.data.record import Record, quantise, to_mask_png, to_png
 from marigold_jax.runtime.files import printable
 
-# What file browsers and unpackers leave behind; so are all names that begin with a dot.
+# Left behind by file browsers and archivers. Names that begin with a dot are ignored too.
 LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
-KINDS_HEADER = 26  # bytes of a PNG, in which its bits and its kind of colour stand
+PNG_HEADER = 26  # bytes of a PNG file, which include its bit depth and colour type
 AMBIGUOUS, UNKNOWN, MISSING, NOT_UTF8 = "ambiguous", "unknown file type", "missing file", "name is not UTF-8"
 
-Unused = tuple[str, str]  # a file's path below RAW_DIR, and why it is not used
+OPTIONAL_FOLDERS = ("mask", "normals")  # beside rgb and depth
+
+Unused = tuple[str, str]  # a file's path relative to RAW_DIR, and why it is not used
 
 
 # ----------------------------------------------------------------------------------------- which files belong together
 
 
 def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | None = None) -> list[Frame]:
-    """One frame for each RGB image, sorted by path, or for each line of the list, in its order.
+    """Lists one frame for each RGB image, sorted by path, or for each line of a filename list, in its order.
 
-    If there is a mask or normals folder, every frame is expected to have a file in it. Files of which no frame makes
-    use are appended to `unused`. Raises ValueError if there is no rgb or no depth folder, or no image.
+    Args:
+        raw_dir: the folder. If it has a folder mask or normals, every frame is expected to have a file in it.
+        filename_list: path of the list, or None.
+        unused: receives the files that no frame uses.
+
+    Raises:
+        ValueError: the folder rgb or depth is missing, or there is no image.
     """
     root, unused = Path(raw_dir), [] if unused is None else unused
     if filename_list:
@@ -66,7 +68,7 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
             raise ValueError(
                 f"{root} must have the folders rgb and depth; there is no {name}. Or give a --filename_list"
             )
-    extra = [name for name in ("mask", "normals") if (root / name).is_dir()]
+    extra = [name for name in OPTIONAL_FOLDERS if (root / name).is_dir()]
     files = {name: _by_stem(root, name, unused) for name in ("rgb", "depth", *extra)}
     frames = []
     for stem, rgb in sorted(files["rgb"].items()):
@@ -94,14 +96,14 @@ def list_frames(raw_dir: str, filename_list: str | None, unused: list[Unused] | 
 
 
 class _File(NamedTuple):
-    """A file by its path below RAW_DIR, and whether its kind is one that its folder holds."""
+    """A file, by its path relative to RAW_DIR, and whether its type is one that its folder may hold."""
 
     path: str
     known: bool
 
 
 def _by_stem(root: Path, folder: str, unused: list[Unused]) -> dict[str, list[_File]]:
-    """The files of a folder by their path below it without extension: of those that compete, only known kinds."""
+    """The files of a folder, by their path without extension. Files of unknown type are kept only if they are alone."""
     formats = FORMATS[folder]
     stems = defaultdict(list)
     for path in _walk(root, folder, unused):
@@ -122,14 +124,14 @@ def _problem(folder: str, path: str, files: list[_File]) -> tuple[str, str] | No
     if not files:
         return MISSING, path
     if not files[0].known:
-        return UNKNOWN, f"{path}: want one of {', '.join(sorted(FORMATS[folder]))}"
+        return UNKNOWN, f"{path}: wanted one of {', '.join(sorted(FORMATS[folder]))}"
     if len(files) > 1:
-        return AMBIGUOUS, f"{', '.join(file.path for file in files)}: which of them belongs to this frame? Keep one"
+        return AMBIGUOUS, f"{', '.join(file.path for file in files)}: keep the one that belongs to this frame"
     return None
 
 
 def _walk(root: Path, folder: str, unused: list[Unused], above: tuple[str, ...] = ()) -> list[str]:
-    """Paths below `root` of everything in a folder that is not a folder, sorted. Links to folders are followed."""
+    """All files of a folder and its subfolders, as sorted paths relative to `root`. Links to folders are followed."""
     here = os.path.realpath(root / folder)
     if here in above:
         unused.append((_utf8(folder), "a link to a folder above it"))
@@ -154,7 +156,7 @@ def _shallow_png(path: Path) -> bool:
     if path.suffix.lower() != ".png" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        header = file.read(KINDS_HEADER)
+        header = file.read(PNG_HEADER)
     return header[12:16] == b"IHDR" and (header[24], header[25]) != (16, 0)
 
 
@@ -175,25 +177,36 @@ def _utf8(name: str) -> str:
 
 
 def _unknown(path: str) -> str:
-    """Why a file of no known kind is not used."""
+    """Why a file of unknown type is not used."""
     heic = path.startswith("rgb/") and Path(path).suffix.lower() in HEIF_EXTENSIONS
     return HEIF_HINT if heic else "unknown kind"
 
 
 def _few(names: list[str], most: int = 5) -> str:
-    """The first names, for a terminal."""
+    """The first few names, for the terminal."""
     return ", ".join([*map(printable, names[:most]), *["..."] * (len(names) > most)])
 
 
 def hold_out(frames: list[Frame], share: float, seed: int) -> tuple[list[Frame], list[Frame]]:
-    """Splits frames into those to train on and those to validate with: whole scenes where there are several.
+    """Splits frames into training and validation frames, by whole scenes if there are several.
 
-    A scene is a folder beside others; where all frames lie in one, every frame is its own. At least one frame is held
-    out, and never all. Only the names and the seed decide. Raises ValueError for fewer than two frames.
+    A scene is one of several folders side by side; if all frames are in one folder, every frame is a scene. At least
+    one frame is held out, and never all. The result depends only on the names and the seed.
+
+    Args:
+        frames: all of them.
+        share: the share of usable frames to hold out, 0 to 1.
+        seed: of the random order of scenes.
+
+    Returns:
+        The frames to train on, and those held out.
+
+    Raises:
+        ValueError: fewer than two frames can be used.
     """
     usable = [frame for frame in frames if not frame.problem]
     if len(usable) < 2:
-        raise ValueError(f"--validation {share:g} wants at least two frames that can be used, found {len(usable)}")
+        raise ValueError(f"--validation {share:g} needs at least two frames that can be used, found {len(usable)}")
     shared = len(Path(os.path.commonpath([Path(frame.name).parent for frame in frames])).parts)
     scenes = defaultdict(list)
     for frame in frames:
@@ -212,17 +225,26 @@ def hold_out(frames: list[Frame], share: float, seed: int) -> tuple[list[Frame],
     return [f for f in frames if f.name not in taken], [f for f in frames if f.name in taken]
 
 
-# ------------------------------------------------------------------------------------------------------- from raw files
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def depth_encoding(frames: list[Frame]) -> str:
-    """How to store the depth of all of them without loss: "png16" if the files are PNG, or else "float32"."""
+    """How to store the depth of these frames without loss: "png16" if all files are PNG, otherwise "float32"."""
     extensions = {Path(frame.depth.path).suffix.lower() for frame in frames}
     return "png16" if extensions.isdisjoint(FORMATS["depth"].keys() - {".png"}) else "float32"
 
 
-def read_frame(frame: Frame, source: Source, encoding: str) -> Record:
-    """Infinite and NaN depth is unknown: 0. Raises BadFrame for files that are missing, broken or of several sizes."""
+def read_frame(frame: Frame, depth_format: DepthFormat, encoding: str) -> Record:
+    """Reads a frame into a record. Infinite and NaN depth is stored as 0, which means unknown.
+
+    Args:
+        frame: from `list_frames`.
+        depth_format: unit and valid range of the depth, to check that some of it is valid.
+        encoding: from `depth_encoding`.
+
+    Raises:
+        BadFrame: a file is missing or damaged, sizes differ, or no depth is valid.
+    """
     if frame.problem:
         raise BadFrame(*frame.problem)
     rgb = check_rgb(frame.rgb.read(), frame.rgb.name)
@@ -243,11 +265,13 @@ def read_frame(frame: Frame, source: Source, encoding: str) -> Record:
         sizes.append(("normals", normals.shape[:2]))
         record["normals"] = quantise(normals)
         if orientation_of(content) > 1:
-            raise BadFrame("EXIF orientation", f"{frame.normals.name}: normals that are turned point elsewhere")
+            raise BadFrame(
+                "EXIF orientation", f"{frame.normals.name}: rotating a map of normals changes their directions"
+            )
     _check_fit(rgb, sizes)
-    check_depth(values, mask, source, frame.depth.name)
+    check_depth(values, mask, depth_format, frame.depth.name)
     if rgb.orientation > 1:
-        record["note"] = f"turned upright by EXIF orientation {rgb.orientation}: its depth must be upright too"
+        record["note"] = f"rotated as EXIF orientation {rgb.orientation} says: its depth must be upright too"
     return record
 
 
@@ -258,14 +282,14 @@ def _check_fit(rgb: Picture, sizes: list[tuple[str, tuple[int, int]]]) -> None:
         if rgb.orientation == 1:
             raise
         detail = (
-            f"{error.detail}; the picture was turned by its EXIF orientation {rgb.orientation}, as predict turns it: "
-            "turn the depth likewise, or take the orientation out of the picture"
+            f"{error.detail}; the image was rotated as its EXIF orientation {rgb.orientation} says, as in predict: "
+            "rotate the depth likewise, or remove the orientation from the image"
         )
         raise BadFrame("size mismatch, EXIF orientation", detail) from None
 
 
 def _depth(array: Shaped[np.ndarray, "h w c"], path: str) -> Float32[np.ndarray, "h w 1"]:
-    """Three channels must be three times the same."""
+    """Depth has one channel, or three equal ones."""
     if array.shape[2] == 3 and ((array == array[..., :1]) | (array != array)).all():
         array = array[..., :1]
     if array.shape[2] != 1:
@@ -281,19 +305,21 @@ def _mask(array: Shaped[np.ndarray, "h w c"], path: str) -> Bool[np.ndarray, "h 
 
 def _normals(array: Shaped[np.ndarray, "h w c"], path: str) -> Float[np.ndarray, "h w 3"]:
     if array.shape[2] != 3 or array.dtype.kind != "f":
-        raise BadFrame("unreadable normals", f"{path}: want floats of shape (h, w, 3); got {array.dtype} {array.shape}")
+        raise BadFrame(
+            "unreadable normals", f"{path}: wanted floats of shape (h, w, 3); got {array.dtype} {array.shape}"
+        )
     return array
 
 
-# What a file is good for, by folder: how its content becomes an array, by extension, and what the array must be.
+# For each folder: the reader of each extension, and the check that converts the array that was read.
 Readers = dict[str, Callable[[bytes, str], np.ndarray]]
-ARRAYS: Readers = {".npy": array_files.npy, ".npz": array_files.npz, ".h5": array_files.hdf5, ".hdf5": array_files.hdf5}
-FLOATS: Readers = {".exr": array_files.exr, ".pfm": array_files.pfm}
+ARRAYS: Readers = {".npy": raw_files.npy, ".npz": raw_files.npz, ".h5": raw_files.hdf5, ".hdf5": raw_files.hdf5}
+FLOATS: Readers = {".exr": raw_files.exr, ".pfm": raw_files.pfm}
 FORMATS: dict[str, Readers] = {
-    "rgb": dict.fromkeys(extensions(), array_files.picture),
-    "depth": {".png": array_files.png16, ".tif": array_files.tiff, ".tiff": array_files.tiff, **ARRAYS, **FLOATS},
-    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), array_files.picture), **ARRAYS},
-    "normals": {".png": array_files.picture_of_normals, **ARRAYS, **FLOATS},
+    "rgb": dict.fromkeys(extensions(), raw_files.picture),
+    "depth": {".png": raw_files.png16, ".tif": raw_files.tiff, ".tiff": raw_files.tiff, **ARRAYS, **FLOATS},
+    "mask": {**dict.fromkeys((".png", ".tif", ".tiff", ".bmp"), raw_files.picture), **ARRAYS},
+    "normals": {".png": raw_files.picture_of_normals, **ARRAYS, **FLOATS},
 }
 CHECKS = {"depth": _depth, "mask": _mask, "normals": _normals}
 
@@ -302,5 +328,5 @@ def _decode(content: bytes, path: str, purpose: str) -> Shaped[np.ndarray, "h w 
     formats, check = FORMATS[purpose], CHECKS[purpose]
     extension = Path(path).suffix.lower()
     if extension not in formats:
-        raise BadFrame(UNKNOWN, f"{path}: want one of {', '.join(formats)}")
+        raise BadFrame(UNKNOWN, f"{path}: wanted one of {', '.join(formats)}")
     return check(formats[extension](content, path), path)

@@ -1,17 +1,17 @@
-"""From an image's size to the size that the network sees, and back.
+"""Converts the size of an image to the size that the network processes, and a prediction back.
 
-The network wants sides that are multiples of 8, and every canvas size is one more program to compile. Two answers:
+The network needs sides that are multiples of 8, and each canvas size needs a compiled program of its own. There are two
+ways to choose the canvas:
 
-- bucket 8, which is diffusers': shrink or grow to the processing resolution, then repeat the last row and column
-  until both sides are multiples of 8; the padding is cropped from the prediction. Nearly every size is another
-  canvas.
-- a larger bucket, such as 64: resize straight to multiples of the bucket. That changes the aspect ratio a little and
-  pads nothing, so a folder of mixed sizes needs few canvases.
+- bucket 8, as in diffusers: resize to the processing resolution, then repeat the last row and column until both sides
+  are multiples of 8; the padding is cropped from the prediction. Nearly every image size has its own canvas.
+- a larger bucket, such as 64: resize directly to multiples of the bucket. This changes the aspect ratio slightly and
+  adds no padding, so a folder of mixed sizes needs few canvases.
 
-A third one is there to repeat the papers' numbers, "official": what Marigold's authors' own code does. It resizes the
-8-bit picture, and rounds to 8 bits again; it pads nothing, so that the VAE passes over what is more than a multiple of
-8; the prediction, of that smaller size, is stretched over the whole picture, antialiased; and normals are not made unit
-vectors again. ETH3D's 4032x6048 at resolution 756 is resized to 504x756 and predicted at 504x752.
+A third way, "official", reproduces the numbers of the papers: it is what the code of Marigold's authors does. It
+resizes the 8-bit image and rounds to 8 bits again. It adds no padding, so the VAE drops pixels beyond a multiple of 8.
+The smaller prediction is stretched over the whole image, antialiased, and normals are not rescaled to unit length.
+ETH3D's 4032x6048 at resolution 756 is resized to 504x756 and predicted at 504x752.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +26,18 @@ from marigold_jax.data.resample import resize, resize_8_bits
 
 PATCH = 8  # the VAE halves the image three times
 COARSE = 64  # the bucket for folders of mixed sizes
-SHARE = 12  # of the longer side, at most, is a bucket: 64 at resolution 768
+SHARE = 12  # a bucket is at most this fraction (1/12) of the longer side: 64 at resolution 768
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Three (height, width) pairs: the image as it came, the part of the prediction that shows it, and what the network
-    is given. The first is resized to the second, and padded to the third; but see `official_fit`."""
+    """The sizes of an image on its way through the network, each (height, width); but see `official_fit`.
+
+    Attributes:
+        original: of the image.
+        resized: after resizing; the part of the prediction that is not padding.
+        canvas: after padding; what the network processes.
+    """
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -40,12 +45,17 @@ class Geometry:
 
 
 def fit(original: tuple[int, int], processing_resolution: int, bucket: int) -> Geometry:
-    """The geometry of an image of `original` = (height, width) whose longer side becomes `processing_resolution`.
+    """The geometry of an image whose longer side becomes `processing_resolution`.
 
-    Resolution 0 keeps the image's own size. `bucket` 8 pads to multiples of 8; a larger multiple of 8 rounds each
-    side to the nearest multiple of it (at least one) and pads nothing. The shorter side is floored, as in diffusers.
-    Raises ValueError for a resolution or bucket that is not a multiple of 8, or an image so thin that its shorter
-    side would vanish.
+    Args:
+        original: (height, width) of the image.
+        processing_resolution: a multiple of 8, or 0 for the size of the image. The shorter side is rounded down, as in
+            diffusers.
+        bucket: 8 pads to multiples of 8; a larger multiple of 8 rounds each side to the nearest multiple of it (at
+            least one) and adds no padding.
+
+    Raises:
+        ValueError: the resolution or bucket is not a multiple of 8, or the shorter side would become 0.
     """
     if processing_resolution < 0 or processing_resolution % PATCH:
         raise ValueError(
@@ -68,7 +78,7 @@ def fit(original: tuple[int, int], processing_resolution: int, bucket: int) -> G
 
 
 def default_bucket(processing_resolution: int) -> int:
-    """The bucket for a folder of mixed sizes: 64, and less below resolution 768, where 64 would bend pictures."""
+    """The bucket for a folder of mixed sizes: 64, and less below resolution 768, where 64 would distort images."""
     if not processing_resolution:
         return COARSE
     return min(COARSE, max(PATCH, processing_resolution // SHARE // PATCH * PATCH))
@@ -77,9 +87,13 @@ def default_bucket(processing_resolution: int) -> int:
 def to_canvas(
     image: Shaped[np.ndarray, "h w c"], geometry: Geometry, method: str, convert: Callable | None = None
 ) -> Float32[np.ndarray, "height width c"]:
-    """Resizes (antialiased) an image of size `geometry.original` in any value range; pads by repeating its edge.
+    """Resizes an image to its canvas, antialiased, and pads it by repeating its edge.
 
-    The image is float32, or whatever `convert` makes float32 of; see `resize`.
+    Args:
+        image: of size `geometry.original`, in any value range; float32 unless `convert` is given.
+        geometry: from `fit`.
+        method: see `data.resample.resize`.
+        convert: see `data.resample.resize`.
     """
     image = resize(image, geometry.resized, method, antialias=True, convert=convert)
     (height, width), (canvas_height, canvas_width) = geometry.resized, geometry.canvas
@@ -89,10 +103,13 @@ def to_canvas(
 def from_canvas(
     prediction: Float32[np.ndarray, "height width c"], geometry: Geometry, match_input: bool, method: str
 ) -> Float32[np.ndarray, "h w c"]:
-    """Crops the padding from a prediction of size `geometry.canvas`, then resizes it to `geometry.original`.
+    """Crops the padding from a prediction, and resizes it to the image, without antialiasing, as in diffusers.
 
-    Not antialiased, as in diffusers. With `match_input` False the prediction keeps the size `geometry.resized`. Resized
-    normals are no longer of unit length: the caller restores that.
+    Args:
+        prediction: of size `geometry.canvas`. Resized normals do not have unit length; the caller restores it.
+        geometry: from `fit`.
+        match_input: False keeps the size `geometry.resized`.
+        method: see `data.resample.resize`.
     """
     height, width = geometry.resized
     prediction = prediction[:height, :width]
@@ -100,10 +117,10 @@ def from_canvas(
 
 
 def official_fit(original: tuple[int, int], processing_resolution: int) -> Geometry:
-    """The geometry of the authors' code: `canvas` is the resized image, `resized` what the VAE makes of it.
+    """The geometry in the authors' code: `canvas` is the resized image, and `resized` the prediction of the VAE.
 
-    Both sides are cut off, in floating point, so that the longer one may lack a pixel; any resolution will do. Raises
-    ValueError where nothing is left of a side.
+    Both sides are truncated in floating point, so the longer one may be a pixel short. Any resolution is accepted.
+    Raises ValueError if a side would be smaller than a latent.
     """
     if processing_resolution < 0:
         raise ValueError(f"the processing resolution must not be negative; got {processing_resolution}")
@@ -130,15 +147,19 @@ def official_canvas(
 def official_prediction(
     prediction: Float32[np.ndarray, "height width c"], geometry: Geometry, match_input: bool, method: str
 ) -> Float32[np.ndarray, "h w c"]:
-    """A prediction stretched to `geometry.original`, antialiased where it shrinks; the caller restores nothing."""
+    """A prediction resized to `geometry.original`, antialiased; the unit length of normals is not restored."""
     return resize(prediction, geometry.original, method, antialias=True) if match_input else prediction
 
 
 @dataclass(frozen=True)
 class Resize:
-    """One way there and back: size and resolution to a geometry, an image to its canvas, a prediction to its image.
+    """A way of resizing images and predictions.
 
-    `restore`: whether normals get unit length again.
+    Attributes:
+        fit: image size and processing resolution to a geometry.
+        to_canvas: an image to what the network processes.
+        from_canvas: a prediction to the size of its image.
+        restore: whether normals are rescaled to unit length afterwards.
     """
 
     fit: Callable[..., Geometry]
@@ -155,7 +176,14 @@ RESIZES = {
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture that is ready for the network: values in [-1, 1]; `started` is when reading it began."""
+    """An image that is ready for the network.
+
+    Attributes:
+        path: of the file.
+        geometry: its sizes.
+        canvas: float32 (height, width, 3) in [-1, 1].
+        started: when reading it began.
+    """
 
     path: Path
     geometry: Geometry
@@ -166,11 +194,17 @@ class Photograph:
 def batches_by_canvas(
     photographs: Iterable[Photograph], size: int, waiting_bytes: int
 ) -> Iterator[tuple[list[Photograph], int]]:
-    """Groups photographs of equal canvas size, and yields (batch, places) as soon as `size` of them are together.
+    """Groups images of equal canvas size into batches.
 
-    `places` >= len(batch) is how many pictures the program should be compiled for: `size` wherever that may be filled
-    later, so that there is one program for each canvas. When the photographs that wait for company exceed
-    `waiting_bytes`, the batch that began first goes incomplete: memory is bounded however the sizes are mixed.
+    Args:
+        photographs: in any order.
+        size: images per batch.
+        waiting_bytes: when incomplete batches hold more than this, the oldest one is yielded, so memory is bounded for
+            any mixture of sizes.
+
+    Yields:
+        (batch, places). `places` >= len(batch) is the batch size to compile the program for: `size`, except for the
+        last batch of a canvas that never filled one, so that each canvas needs one program.
     """
     waiting, compiled = {}, set()
     for photograph in photographs:

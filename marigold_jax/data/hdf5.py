@@ -1,7 +1,7 @@
-"""One array out of an HDF5 file that others made, and nothing from outside of it.
+"""Reads one array of an HDF5 file that need not be trusted.
 
-An HDF5 file may say that its numbers lie in any other file of the machine: by external storage, a link, or a virtual
-dataset. It may also claim any shape, whatever its size. Both are refused before HDF5 follows them.
+An HDF5 file can refer to data in any other file on the machine: by external storage, a link, or a virtual dataset. It
+can also claim any shape, whatever its size. Both are refused before the HDF5 library acts on them.
 """
 
 import io
@@ -46,7 +46,7 @@ def read_dataset(source: str | Path | bytes, name: str, key: str | None = None) 
 
 
 class _Refused(Exception):
-    """The file is sound, and not what is wanted."""
+    """The file is valid HDF5, but its content is not what is wanted."""
 
 
 def _only(file: h5py.File) -> str:
@@ -63,7 +63,7 @@ def _link(group: h5py.Group, name: str) -> h5py.HardLink | h5py.SoftLink | h5py.
 
 
 def _find(file: h5py.File, path: str) -> h5py.Dataset | h5py.Group:
-    """Walks to an object step by step. HDF5 itself would open other files on its way."""
+    """Finds an object step by step, because HDF5 itself would open other files on the way."""
     links, place, steps = 0, file["/"], path.split("/")
     while steps:
         if (step := steps.pop(0)) in ("", "."):

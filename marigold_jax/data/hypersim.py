@@ -1,14 +1,14 @@
-"""Hypersim as its authors publish it: HDF5 files of colour, distance and entity ids, for each scene and camera.
+"""Reads Hypersim in its published form: HDF5 files of colour, distance and entity ids for each scene and camera.
 
     SCENE/images/scene_CAM_final_hdf5/frame.0000.color.hdf5                   linear colour
     SCENE/images/scene_CAM_geometry_hdf5/frame.0000.depth_meters.hdf5         distance to the camera's centre, metres
     SCENE/images/scene_CAM_geometry_hdf5/frame.0000.render_entity_id.hdf5     -1 where there is no surface
-    SCENE/images/scene_CAM_geometry_hdf5/frame.0000.normal_cam.hdf5           normals, where they are asked for
+    SCENE/images/scene_CAM_geometry_hdf5/frame.0000.normal_cam.hdf5           normals, if requested
     metadata_images_split_scene_v1.csv                                        which frames are released, and their split
 
-Tone mapping is the one of the Hypersim toolkit; depth is along the optical axis, in whole millimetres, rounded down, as
-in the data that Marigold was trained on (arXiv 2312.02145, section 4.1). Normals are x right, y up, z towards the
-viewer; some surfaces were modelled inside out, and those are turned towards the camera.
+Tone mapping follows the Hypersim toolkit. Depth is along the optical axis, in whole millimetres, rounded down, as in
+the data that Marigold was trained on (arXiv 2312.02145, section 4.1). Normals are x right, y up, z towards the viewer.
+Some surfaces were modelled inside out; their normals are flipped towards the camera.
 """
 
 import csv
@@ -19,19 +19,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8, UInt16
 
+from marigold_jax.data.depth_format import DEPTH_FORMATS
+from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.hdf5 import read_dataset
 from marigold_jax.data.normals import towards_camera
-from marigold_jax.data.prepared import SOURCES
 from marigold_jax.data.raw_frame import (
     BadFrame,
     Part,
-    Record,
     check_depth,
     check_sizes,
-    quantise,
-    read_filename_list,
-    to_png,
 )
+from marigold_jax.data.record import Record, quantise, to_png
 from marigold_jax.runtime.files import printable, regular
 
 SPLIT_FILE = "metadata_images_split_scene_v1.csv"
@@ -86,13 +84,19 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Hyp
                 if row["included_in_public_release"] == "True" and row["split_partition_name"] == split
             ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: not the table of ml-hypersim ({printable(error)})") from None
+        raise ValueError(f"{path}: wanted the table of ml-hypersim; it cannot be read ({printable(error)})") from None
 
 
 def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
-    """Raises BadFrame if a file is missing or broken, sizes differ, a surface has no depth, or an entity id is 0.
+    """Reads a frame into a record.
 
-    With `normals`, the record has those too, and a frame of which a surface has none is bad.
+    Args:
+        frame: from `list_frames`.
+        normals: whether the record holds normals.
+
+    Raises:
+        BadFrame: a file is missing or damaged, sizes differ, a surface has no depth (or no normals, if requested), or
+            an entity id is 0.
     """
     colour = _read(frame.file("final", "color")).astype(np.float64)
     distance = _read(frame.file("geometry", "depth_meters")).astype(np.float64)
@@ -106,7 +110,7 @@ def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
     if np.isnan(distance[surface]).any():
         raise BadFrame("NaN depth", f"{frame.name}: {np.count_nonzero(np.isnan(distance[surface]))} pixels of surfaces")
     depth, beyond = millimetres(np.where(surface, planar_depth(np.where(surface, distance, 0)), 0))
-    check_depth(depth[..., None], None, SOURCES["hypersim"], frame.name)
+    check_depth(depth[..., None], None, DEPTH_FORMATS["hypersim"], frame.name)
     record = {"name": frame.name, "rgb": to_png(tone_map(colour, surface)), "depth": to_png(depth)}
     if normals:
         vectors = _read(frame.file("geometry", "normal_cam")).astype(np.float64)
@@ -121,7 +125,12 @@ def read_frame(frame: HypersimFrame, normals: bool = False) -> Record:
 
 
 def tone_map(colour: Float[np.ndarray, "h w 3"], surface: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Scales linear colour so that the 90th percentile of the surfaces' brightness becomes 0.8, with gamma 2.2."""
+    """Tone-maps linear colour: scales it so that the 90th percentile of brightness becomes 0.8, with gamma 2.2.
+
+    Args:
+        colour: linear RGB, 0 and above.
+        surface: True where there is a surface; only those pixels count for the percentile.
+    """
     scale = 1.0
     if surface.any():
         bright = np.percentile((colour @ BRIGHTNESS_WEIGHTS)[surface], 90)
@@ -130,7 +139,10 @@ def tone_map(colour: Float[np.ndarray, "h w 3"], surface: Bool[np.ndarray, "h w"
 
 
 def planar_depth(distance: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Depth along the optical axis from the distance to the camera's centre; pixel centres are half a pixel in."""
+    """Converts the distance to the camera centre to depth along the optical axis, in the same unit.
+
+    The ray of a pixel passes through its centre, and the optical axis through the middle of the image.
+    """
     height, width = distance.shape
     x = np.arange(width) - (width - 1) / 2
     y = np.arange(height) - (height - 1) / 2
@@ -138,22 +150,27 @@ def planar_depth(distance: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]
 
 
 def millimetres(depth: Float[np.ndarray, "h w"]) -> tuple[UInt16[np.ndarray, "h w"], int]:
-    """Whole millimetres, and how many pixels had more of them than 16 bits hold: those keep the largest number."""
+    """Converts metres to whole millimetres in 16 bits, rounded down and clipped.
+
+    Returns:
+        The millimetres, and the number of pixels that were clipped at 65.535 m.
+    """
     values = depth * 1000
     return np.clip(values, 0, MAX_STORED).astype(np.uint16), int(np.count_nonzero(values >= MAX_STORED + 1))
 
 
 def _frame(raw_dir: str, scene: str, camera: str, number: int) -> HypersimFrame:
     if not re.fullmatch(r"ai_\d{3}_\d{3}", scene) or not re.fullmatch(r"cam_\d{2}", camera) or number < 0:
-        raise ValueError(f"want scenes such as ai_001_001 and cameras such as cam_00; got {scene!r}, {camera!r}")
+        raise ValueError(f"wanted scenes such as ai_001_001 and cameras such as cam_00; got {scene!r}, {camera!r}")
     return HypersimFrame(str(raw_dir), scene, camera, number)
 
 
 def _parse(raw_dir: str, name: str, filename_list: str) -> HypersimFrame:
     match = re.search(r"(ai_\d{3}_\d{3})/rgb_(cam_\d{2})_fr(\d{4})\.png$", name)
     if not match:
-        wanted = "want names such as ai_001_001/rgb_cam_00_fr0000.png"
-        raise ValueError(f"{filename_list}: {wanted}; got {printable(name)}")
+        raise ValueError(
+            f"{filename_list}: wanted names such as ai_001_001/rgb_cam_00_fr0000.png; got {printable(name)}"
+        )
     return HypersimFrame(str(raw_dir), match[1], match[2], int(match[3]))
 
 

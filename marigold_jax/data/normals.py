@@ -1,12 +1,12 @@
-"""Surface normals: out of planar depth, where a dataset has none of its own, and turned towards the camera.
+"""Surface normals from planar depth, for datasets that have none, and their orientation towards the camera.
 
-A pinhole camera sees the point Z · (x, y, -1) in a pixel of depth Z, with x = (column - centre) / focal length to the
-right and y, likewise, up. Inverse depth is then affine over a plane: 1 / Z = a x + b y + c, whatever its slant, and the
-plane's normal that faces the camera is (-a, -b, c), scaled to unit length. So one fits planes to 1 / Z, by least
-squares over a few pixels, which also averages out the steps of depth that is stored as whole numbers.
+In a pixel of depth Z, a pinhole camera sees the point Z · (x, y, -1), with x = (column - centre) / focal length to the
+right, and y likewise upwards. Inverse depth is an affine function over any plane, 1 / Z = a x + b y + c, and the normal
+of the plane that faces the camera is (-a, -b, c), scaled to unit length. Planes are therefore fitted to 1 / Z, by least
+squares over a few pixels. This also averages out the quantisation of depth that is stored in integers.
 
-At an edge, pixels on both sides make a plane that is neither's. Of the nine windows that hold a pixel at their centre,
-corners and sides, each pixel therefore takes the one that is flattest, as Nagao and Matsuyama (1979) smooth images.
+At an edge, pixels of two surfaces would be fitted by one plane. Each pixel therefore takes the flattest of the nine
+windows that have it at their centre, corners or sides, as in the filter of Nagao and Matsuyama (1979).
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,22 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 RADIUS = 3  # windows of 7 x 7: at 10 m, whole centimetres are about one degree of noise
-SMALLEST_SHARE = 0.4  # of a window's pixels that must be valid
-FLATTER = 0.25  # a window off the centre is taken where its error is less than that times the centre's
+SMALLEST_SHARE = 0.4  # of the pixels of a window that must be valid
+FLATTER = 0.25  # another window is taken only if its error is below this share of the centred window's
 
 
 def rays(height: int, width: int, focal_length: float) -> Float64[np.ndarray, "h w 3"]:
-    """Returns what each pixel sees at depth 1: x right, y up, z to the viewer. The axis runs through the middle."""
+    """The point at depth 1 that each pixel sees (x right, y up, z towards the viewer).
+
+    `focal_length` is in pixels; the optical axis passes through the middle of the image.
+    """
     x = (np.arange(width) - (width - 1) / 2) / focal_length
     y = ((height - 1) / 2 - np.arange(height)) / focal_length
     return np.stack([*np.meshgrid(x, y), np.full((height, width), -1.0)], axis=-1)
 
 
 def towards_camera(normals: Float[np.ndarray, "h w 3"], focal_length: float) -> Float[np.ndarray, "h w 3"]:
-    """Returns the normals, those that point away from the camera turned around."""
+    """Flips the normals that point away from the camera. `focal_length` is in pixels."""
     away = np.einsum("hwc,hwc->hw", normals, rays(*normals.shape[:2], focal_length)) > 1e-3
     return np.where(away[..., None], -normals, normals)
 
@@ -35,9 +38,15 @@ def towards_camera(normals: Float[np.ndarray, "h w 3"], focal_length: float) -> 
 def normals_from_depth(
     depth: Float[np.ndarray, "h w 1"], mask: Bool[np.ndarray, "h w 1"], focal_length: float
 ) -> Float64[np.ndarray, "h w 3"]:
-    """Returns unit normals (x right, y up, z towards the viewer) of planar depth; 0 where there is too little to see.
+    """Estimates normals from planar depth.
 
-    `focal_length`: in pixels. Depth in any unit, valid and positive where `mask` is True.
+    Args:
+        depth: along the optical axis, in any unit.
+        mask: True where depth is valid; it must be positive there.
+        focal_length: in pixels.
+
+    Returns:
+        Unit normals, x right, y up, z towards the viewer; 0 where too few pixels are valid.
     """
     valid = mask[..., 0]
     inverse = np.where(valid, 1 / np.where(valid, depth[..., 0].astype(np.float64), 1), 0)
@@ -62,9 +71,16 @@ def _planes(
     x: Float64[np.ndarray, "h w"],
     y: Float64[np.ndarray, "h w"],
 ) -> tuple[Float64[np.ndarray, "h w"], Float64[np.ndarray, "h w"], Float64[np.ndarray, "h w"]]:
-    """The plane that fits the window around each pixel: its slopes along x and y, and the mean square of what is left.
+    """Fits a plane to the window around each pixel.
 
-    The error is relative to the mean of the window; infinity where too little of it is valid.
+    Args:
+        inverse: 1 / depth, 0 where invalid.
+        valid: True where depth is valid.
+        x, y: the coordinates of each pixel at depth 1.
+
+    Returns:
+        The slopes along x and along y, and the mean square error relative to the mean of the window, which is infinity
+        where too few pixels are valid.
     """
     weight = valid.astype(np.float64)
     count = np.maximum(_window_sum(weight), 1)
@@ -97,14 +113,14 @@ def _offsets(radius: int) -> Iterator[tuple[int, int]]:
 
 
 def _moved(values: Float64[np.ndarray, "h w"], there: tuple[int, int], outside: float) -> Float64[np.ndarray, "h w"]:
-    """What lies `there` (down, right) of each pixel."""
+    """The values at an offset `there` = (down, right) from each pixel; `outside` beyond the border."""
     padded = np.pad(values, RADIUS, constant_values=outside)
     down, right = (RADIUS + step for step in there)
     return padded[down : down + values.shape[0], right : right + values.shape[1]]
 
 
 def _window_sum(values: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
-    """Sums over the window around each pixel, as far as it lies in the picture."""
+    """Sums over the part of the window around each pixel that is inside the image."""
     for axis in (0, 1):
         pads = [(RADIUS, RADIUS) if axis == dimension else (0, 0) for dimension in (0, 1)]
         padded = np.pad(values, pads)

@@ -1,7 +1,7 @@
-"""Built-in scenes: a room with boxes and spheres in it, textured, lit and ray-cast, with everything known exactly.
+"""Built-in scenes: a room with boxes and spheres, textured, lit and ray-cast, with exact depth and normals.
 
-They need no download, so that training can be tried, tested and timed anywhere. Scene `index` is a pure function of the
-seed and the index. What a real data set has is here too: a window to the sky, behind which no depth is valid.
+They need no download, so training can be tried, tested and timed anywhere. Scene `index` depends only on the seed and
+the index. As in real datasets, some pixels have no valid depth: those of a window to the sky.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
-# World and camera frames: x right, y up, z towards the viewer, in metres. The camera stands at the origin. Rays are
-# scaled to advance one metre along the optical axis, so that the distance travelled along a ray *is* the depth.
+# World and camera frames: x right, y up, z towards the viewer, in metres. The camera is at the origin. Rays are scaled
+# to advance one metre along the optical axis, so that the distance travelled along a ray *is* the depth.
 Vectors = Float32[np.ndarray, "3 n"]
 
 TEXTURES, TEXTURE_SHARES = ("plain", "checker", "stripes", "clouds"), (0.4, 0.2, 0.2, 0.2)
-# The lamp is near the camera: what is far is dark, as in the light of a torch. That is a cue to learn in minutes.
+# The lamp is near the camera, so distant surfaces are dark. A model can learn this cue within minutes.
 AMBIENT, LAMP, FALLOFF = 0.1, 1.4, 0.12
 WALLS = 6  # surfaces 0 .. 5: -x, +x, floor, ceiling, back, front; then the boxes, then the spheres
 
@@ -44,7 +44,7 @@ class Primitives:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where it looks: radians to the left and upwards; and the tangent of half the horizontal field of view."""
+    """Radians to the left and upwards from -z, and the tangent of half the horizontal field of view."""
 
     yaw: float
     pitch: float
@@ -53,7 +53,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Scene:
-    """A room, what stands in it, and how it is painted: one row of the material arrays for each surface.
+    """A room, the objects in it, and their materials; the material arrays have one row for each surface.
 
     Attributes:
         corners: (2, 3) lower and upper corner of the room, around the camera.
@@ -91,7 +91,7 @@ def draw_scene(random: np.random.Generator) -> tuple[Scene, Camera]:
     corners = np.array([[-left, floor, -back], [right, ceiling, 1.5]])
 
     def place(distance: float) -> tuple[float, float]:
-        """A spot on the floor that the camera sees, at most."""
+        """A point on the floor, roughly within the field of view."""
         angle = camera.yaw + random.uniform(-0.6, 0.6)
         return -distance * np.sin(angle), -distance * np.cos(angle)
 
@@ -159,7 +159,17 @@ def render(scene: Scene, camera: Camera, height: int, width: int) -> dict[str, n
 def trace(
     scene: Scene, origins: Float32[np.ndarray, "3 m"], rays: Vectors, room: bool = True
 ) -> tuple[Float32[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """How many times its own length each ray travels to the nearest surface, infinity for never, and which it is."""
+    """Finds the nearest surface on each ray.
+
+    Args:
+        scene: the room and its objects.
+        origins: one for all rays, or one for each.
+        rays: directions.
+        room: whether the walls count.
+
+    Returns:
+        The distance in lengths of each ray, infinity for no surface; and the number of the surface.
+    """
     nearest = np.full(rays.shape[1], np.inf, np.float32)
     surface = np.zeros(rays.shape[1], np.int64)
     if room:
@@ -192,7 +202,7 @@ def _rays(camera: Camera, height: int, width: int) -> tuple[Vectors, Float32[np.
 
 
 def _hit_room(corners: np.ndarray, origins: np.ndarray, rays: Vectors) -> tuple[np.ndarray, np.ndarray]:
-    """Seen from inside: the first of the three walls that the ray runs towards."""
+    """From inside, a ray hits the first of the three walls that it approaches."""
     rays = _nonzero(rays)
     wall = np.where(rays > 0, corners[1][:, None], corners[0][:, None])
     travelled = (wall - origins) / rays
@@ -202,7 +212,7 @@ def _hit_room(corners: np.ndarray, origins: np.ndarray, rays: Vectors) -> tuple[
 
 
 def _hit_box(box: np.ndarray, origins: np.ndarray, rays: Vectors) -> np.ndarray:
-    """Slabs: a ray is in the box while it is between all three pairs of faces."""
+    """The slab method: a ray is inside the box while it is between all three pairs of faces."""
     centre, half, angle = box[:3, None], box[3:6, None], box[6]
     start, direction = _turn(origins - centre, angle), _nonzero(_turn(rays, angle))
     middle, reach = -start / direction, np.abs(half / direction)
@@ -268,12 +278,12 @@ def _dot(a: Float32[np.ndarray, "3 m"], b: Float32[np.ndarray, "3 n"]) -> np.nda
 
 
 def _turn(vectors: Float32[np.ndarray, "3 m"], angle: np.ndarray | np.float32) -> Float32[np.ndarray, "3 m"]:
-    """Into a frame that is turned by `angle` about the vertical."""
+    """Transforms vectors to a frame that is rotated by `angle` about the vertical."""
     cos, sin = np.cos(angle), np.sin(angle)
     x, y, z = vectors
     return np.stack([cos * x - sin * z, y, sin * x + cos * z])
 
 
 def _nonzero(x: np.ndarray) -> np.ndarray:
-    """A direction may be parallel to a face; then it takes very long to get there."""
+    """Avoids division by zero for directions parallel to a face: the distance becomes very large instead."""
     return np.where(np.abs(x) < 1e-9, np.float32(1e-9), x)

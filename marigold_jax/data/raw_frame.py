@@ -1,38 +1,32 @@
-"""A raw frame on its way into a dataset: where its files lie, how they are checked, and the record that is stored.
+"""A raw frame: where its files are, and the checks they must pass before the frame is stored.
 
-A reader (`hypersim`, `virtual_kitti_2`, `folder`) lists frames, and reads one frame into a record. A record holds
-
-    name      the frame's RGB path as official filename lists spell it
-    rgb       the bytes of a PNG or JPEG file, untouched where the source is one
-    depth     the bytes of a 16-bit PNG file, or float32 (h, w, 1); in the source's own unit, 0 where unknown
-    mask      the bytes of an 8-bit PNG file, not 0 where valid            (if the dataset has masks)
-    normals   int16 (h, w, 3), unit vectors times `sources.NORMAL_UNITS`   (if the dataset has normals)
-    note      one line on what was changed in a frame that is kept         (not stored; for the report)
+A reader (`hypersim`, `virtual_kitti_2`, `folder`) lists frames, and reads one frame at a time into a record
+(`data.record`). A frame that cannot be used raises `BadFrame`, and is left out and reported.
 """
 
-import codecs
 import io
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Shaped, UInt8
+from jaxtyping import Bool, Shaped
 from PIL import ExifTags, Image, ImageOps
 
+from marigold_jax.data.depth_format import DepthFormat
 from marigold_jax.data.images import canonical, decode
 from marigold_jax.data.images import open_image as open_picture
-from marigold_jax.data.prepared import NORMAL_UNITS, Source
-from marigold_jax.runtime.files import below, printable, regular
-
-Record = dict[str, Any]
+from marigold_jax.data.record import to_png
+from marigold_jax.runtime.files import printable, regular
 
 
 class BadFrame(Exception):
-    """The frame is left out. `kind` is what reports count ("missing file"), `detail` is about this frame."""
+    """A frame cannot be used, and is left out of the dataset.
+
+    Attributes:
+        kind: the reason, which reports count, such as "missing file".
+        detail: one line about this frame.
+    """
 
     def __init__(self, kind: str, detail: object):
         super().__init__(kind, str(detail))
@@ -42,7 +36,13 @@ class BadFrame(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or the stretch of a tar archive that holds one; then `member` is its name inside."""
+    """A file, or a member of an uncompressed tar archive.
+
+    Attributes:
+        path: of the file or archive.
+        member: the file's name inside the archive; empty for a plain file.
+        offset, size: where the content is, in bytes; None is the rest of the file.
+    """
 
     path: str
     member: str = ""
@@ -54,7 +54,7 @@ class Part:
         return f"{self.path}:{self.member}" if self.member else self.path
 
     def read(self) -> bytes:
-        """Raises BadFrame if the file is missing, unreadable, cut short, or no file at all: a FIFO would never end."""
+        """The content. Raises BadFrame if the file is missing, unreadable, truncated or not a regular file."""
         try:
             with open(regular(self.path), "rb") as file:
                 file.seek(self.offset)
@@ -72,9 +72,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Frame:
-    """The files of one frame. A file that should be there and is not may be given by a path that does not exist.
+    """The files of one frame. A missing file is given by the path at which it was expected.
 
-    `problem` is what was seen already when frames were listed, the arguments of a BadFrame.
+    Attributes:
+        name: what the record is called; the path of the RGB image in the raw dataset.
+        rgb, depth, mask, normals: the files; None where the dataset has no such map.
+        problem: the arguments of a `BadFrame`, if listing the frames already showed that this one cannot be used.
     """
 
     name: str
@@ -90,8 +93,17 @@ class Frame:
 
 
 def open_image(content: bytes, path: str, formats: Sequence[str] = ()) -> Image.Image:
-    """Decodes all of an image, of `formats` if they are given, so that a truncated one shows. Raises BadFrame."""
-    Image.init()  # Pillow looks among the formats that it has loaded already, where some are named
+    """Decodes a whole image, so that a truncated file is noticed.
+
+    Args:
+        content: of the file.
+        path: for error messages.
+        formats: Pillow's names of the formats to accept; empty for all that `data.images` reads.
+
+    Raises:
+        BadFrame: the file is not an image of these formats, or is damaged.
+    """
+    Image.init()  # where formats are named, Pillow searches only those it has loaded already
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size it refuses
@@ -105,18 +117,24 @@ def open_image(content: bytes, path: str, formats: Sequence[str] = ()) -> Image.
 
 
 def orientation_of(content: bytes) -> int:
-    """How the EXIF of a picture wants its pixels turned: 1 is not at all, 2 to 8 are the other ways."""
+    """The EXIF orientation of a picture, 1 to 8; 1 means that the pixels are upright as stored."""
     try:
         with open_picture(io.BytesIO(content)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # decoders raise nearly anything; whether the picture can be read is asked elsewhere
+    except Exception:  # decoders raise nearly anything; whether the picture can be read is checked elsewhere
         return 1
     return orientation if orientation in range(2, 9) else 1
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph as it is stored: a file's content, the (height, width), and what its EXIF said of its pixels."""
+    """A photograph ready to be stored.
+
+    Attributes:
+        content: of a PNG or JPEG file.
+        size: (height, width).
+        orientation: the EXIF orientation of the original; `content` is upright.
+    """
 
     content: bytes
     size: tuple[int, int]
@@ -124,9 +142,9 @@ class Picture:
 
 
 def check_rgb(content: bytes, path: str) -> Picture:
-    """What `predict` would see of a picture, in 8 bits. Raises BadFrame where it sees nothing.
+    """A photograph with the pixels that `predict` would read, in 8 bits. Raises BadFrame if it cannot be read.
 
-    The content of a plain PNG or JPEG stays as it is; any other picture, and one that has to be turned, becomes PNG.
+    A plain PNG or JPEG file is kept unchanged. Any other picture, and one that EXIF rotates, is converted to PNG.
     """
     try:
         pixels = decode(io.BytesIO(content), path)
@@ -140,7 +158,7 @@ def check_rgb(content: bytes, path: str) -> Picture:
 
 
 def _plain(content: bytes, pixels: Shaped[np.ndarray, "h w 3"]) -> bool:
-    """Whether any reader of PNG and JPEG sees these pixels, whatever it makes of EXIF, palettes and transparency."""
+    """Whether every PNG and JPEG reader gives these pixels, however it treats EXIF, palettes and transparency."""
     if not content.startswith((b"\x89PNG", b"\xff\xd8")) or pixels.dtype != np.uint8:
         return False
     image = open_image(content, "", ("PNG", "JPEG", "MPO"))
@@ -149,7 +167,7 @@ def _plain(content: bytes, pixels: Shaped[np.ndarray, "h w 3"]) -> bool:
 
 
 def check_depth_png(content: bytes, path: str) -> Shaped[np.ndarray, "h w 1"]:
-    """The values of a 16-bit grey PNG, turned upright by EXIF. Raises BadFrame for another kind of PNG."""
+    """The values of a 16-bit grey PNG, rotated as its EXIF says. Raises BadFrame for any other PNG."""
     image = open_image(content, path, ("PNG",))
     if not image.mode.startswith("I;16"):
         raise BadFrame("depth is not a 16-bit grey PNG", f"{path}: Pillow mode {image.mode}")
@@ -166,93 +184,24 @@ def check_sizes(sizes: Iterable[tuple[str, tuple[int, int]]]) -> None:
 
 
 def check_depth(
-    values: Shaped[np.ndarray, "h w 1"], mask: Bool[np.ndarray, "h w 1"] | None, source: Source, path: str
+    values: Shaped[np.ndarray, "h w 1"], mask: Bool[np.ndarray, "h w 1"] | None, depth_format: DepthFormat, path: str
 ) -> None:
-    """Raises BadFrame unless some pixel is valid."""
-    metres = values / np.float32(source.units_per_metre)
-    valid = (metres > source.min_depth) & (metres < source.max_depth)
+    """Checks that at least one pixel has valid depth.
+
+    Args:
+        values: stored depth, in the unit of `depth_format`.
+        mask: False where depth is invalid whatever its value; None where the dataset has no masks.
+        depth_format: unit and valid range.
+        path: for the error message.
+
+    Raises:
+        BadFrame: no pixel is valid.
+    """
+    metres = values / np.float32(depth_format.units_per_metre)
+    valid = (metres > depth_format.min_depth) & (metres < depth_format.max_depth)
     if mask is not None:
         valid &= mask
     if not valid.any():
         low, high = metres.min(), metres.max()
-        limits = f"{source.min_depth:g} and {source.max_depth:g} m"
+        limits = f"{depth_format.min_depth:g} and {depth_format.max_depth:g} m"
         raise BadFrame("no valid depth", f"{path}: depth runs from {low:g} to {high:g} m, valid is between {limits}")
-
-
-def quantise(normals: Float[np.ndarray, "h w 3"]) -> Int16[np.ndarray, "h w 3"]:
-    """Normals, made unit vectors, as they are stored. Vectors that are not finite, or shorter than 0.1, become 0."""
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    known = np.isfinite(length) & (length > 0.1)
-    return np.rint(np.where(known, normals, 0) / np.where(known, length, 1) * NORMAL_UNITS).astype(np.int16)
-
-
-def to_png(image: Shaped[np.ndarray, "..."]) -> bytes:
-    """Encodes uint8 (h, w) or (h, w, 3), or uint16 (h, w)."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=4)  # as small as the default 6, in half the time
-    return buffer.getvalue()
-
-
-def to_mask_png(mask: Bool[np.ndarray, "h w 1"]) -> bytes:
-    grey: UInt8[np.ndarray, "h w"] = mask[..., 0].astype(np.uint8) * np.uint8(255)
-    return to_png(grey)
-
-
-NO_DEPTH = "None"  # in the second column of official lists
-SURROGATES = "surrogateescape"  # as in Python's names of files that are not UTF-8
-
-
-def filename_lines(path: str | Path) -> list[list[str]]:
-    """The columns of each line of a filename list: `rgb depth ...`, relative paths.
-
-    Columns are apart by blanks, or by tabs where a line has any; names with blanks are quoted. Lines that begin with #
-    are comments. A name that is not UTF-8 has surrogate characters.
-
-    Raises ValueError, in one line, for a list that is missing, empty or has only one column, and for names that are
-    absolute or lead upwards.
-    """
-    try:
-        content = regular(path).read_bytes()
-        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
-        text = content.decode("utf-16") if utf16 else content.removeprefix(codecs.BOM_UTF8).decode(errors=SURROGATES)
-    except (OSError, ValueError) as error:
-        reason = printable(getattr(error, "strerror", None) or error)
-        raise ValueError(f"{path}: cannot read this filename list ({reason})") from None
-    found = []
-    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        columns = _columns(line)
-        if len(columns) < 2:
-            raise ValueError(
-                f"{path}: every line must hold an RGB path and a depth path; line {number} is {printable(line)!r}"
-            )
-        for name in columns:
-            try:
-                below(Path(path).parent, name)
-            except ValueError:
-                raise ValueError(
-                    f"{path}: line {number}: wanted relative names, without '..'; got {printable(name)!r}"
-                ) from None
-        found.append(columns)
-    if not found:
-        raise ValueError(f"{path}: the filename list is empty")
-    return found
-
-
-def read_filename_list(path: str | Path) -> list[list[str]]:
-    """`filename_lines` without those that have no depth map."""
-    return [columns for columns in filename_lines(path) if columns[1] != NO_DEPTH]
-
-
-def is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-COLUMN = re.compile(r"""(?:"[^"]*"|'[^']*'|\S+)(?=\s|$)""")
-QUOTED = re.compile(r"""^(["'])(.*)\1$""")
-
-
-def _columns(line: str) -> list[str]:
-    parts = map(str.strip, line.split("\t")) if "\t" in line else (match[0] for match in COLUMN.finditer(line))
-    return [QUOTED.sub(r"\2", part) for part in parts if part]

@@ -24,17 +24,22 @@ def resize(
     antialias: bool,
     convert: Callable[[Shaped[np.ndarray, "..."]], Float32[np.ndarray, "..."]] | None = None,
 ) -> Float32[np.ndarray, "height width c"]:
-    """Resizes `image` (h, w, c), any value range, to `size` = (height, width), as torch does to 1e-5.
+    """Resizes an image as PyTorch does, to 1e-5.
 
-    `method` is "nearest" (the left pixel), "nearest-exact" (the closest pixel), "bilinear", "bicubic" or "area".
-    `antialias` widens the bilinear and bicubic kernels when shrinking, and does nothing to the others. As in torch,
-    bicubic is Keys' kernel with a = -0.75, but a = -0.5 when antialiased. An axis that keeps its length is not
-    touched, and an image that keeps both is returned as it is, without a copy. Raises ValueError for an unknown
-    method or an empty size.
+    An axis that keeps its length is not changed, and an image that keeps both is returned without a copy.
 
-    The image is float32, unless `convert` makes float32 of its pixels, one by one: this is then done a few rows at a
-    time, so that a large photograph of uint8 never is in memory as floats. The result is that of `convert(image)`, to
-    the bit.
+    Args:
+        image: (h, w, c) in any value range; float32 unless `convert` is given.
+        size: (height, width).
+        method: "nearest" (the left pixel), "nearest-exact" (the closest pixel), "bilinear", "bicubic" or "area". As in
+            PyTorch, bicubic is Keys' kernel with a = -0.75, or a = -0.5 when antialiased.
+        antialias: widens the bilinear and bicubic kernels when shrinking; ignored by the other methods.
+        convert: converts pixels to float32, independently of each other. It is applied to a few rows at a time, so
+            that a large uint8 photograph is never in memory as floats. The result equals that of `convert(image)` bit
+            for bit.
+
+    Raises:
+        ValueError: the method is unknown, or a size is 0.
     """
     if method not in METHODS:
         raise ValueError(f"resample method must be one of {', '.join(METHODS)}; got {method!r}")

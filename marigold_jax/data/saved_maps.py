@@ -1,7 +1,8 @@
-"""Maps that anybody saved, one value or one vector a pixel: the one reader of them, which trusts no file.
+"""Reads saved maps, such as predictions and known depth, with one value or one vector per pixel.
 
-What a file is, its content says: NumPy's .npy, an .npz archive of one array, or a 16-bit grey PNG. No pickle is opened,
-and nothing is allocated that the file's own bytes do not fill.
+The format is recognised by the content of a file: NumPy's .npy, an .npz archive of one array, or a 16-bit grey PNG.
+Files need not be trusted: pickles are refused, and no more memory is allocated than the file fills. For the files of
+raw datasets, see `data.raw_files`.
 """
 
 import io
@@ -18,17 +19,24 @@ from PIL import Image
 from marigold_jax.data.resample import resize
 from marigold_jax.runtime.files import regular
 
-LARGEST = 2**29  # values: normals of the largest photograph that Pillow opens
-ASPECT = 1.5  # what is wider or narrower than the picture by more is not that picture's
+LARGEST = 2**29  # values: the normals of the largest photograph that Pillow opens
+ASPECT = 1.5  # a map whose aspect ratio differs from the image's by more belongs to another image
 KINDS = {"b": "truth values", "c": "complex numbers", "O": "Python objects", "S": "text", "U": "text", "V": "records"}
 HEADERS = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0, 3: npy.read_array_header_2_0}
 
 
 def read_map(path: str | Path, png_unit: float | None) -> Float32[np.ndarray, "h w c"]:
-    """A saved map of one channel or three, whichever axis has them and whatever empty axes are beside it.
+    """Reads a map of one or three channels; see `channels_last` for the accepted shapes.
 
-    A PNG's integers are divided by `png_unit`; None refuses PNG. NaN and infinity are left as they are. Raises
-    ValueError, in one line that begins with the path, for everything else.
+    Args:
+        path: of the file.
+        png_unit: the integers of a PNG are divided by it; None refuses PNG.
+
+    Returns:
+        The values. NaN and infinity are kept.
+
+    Raises:
+        ValueError: the file cannot be read or is not such a map; one line that begins with the path.
     """
     path = Path(path)
     try:
@@ -44,7 +52,7 @@ def read_map(path: str | Path, png_unit: float | None) -> Float32[np.ndarray, "h
 
 
 def array(content: bytes, png_unit: float | None = None) -> Shaped[np.ndarray, "..."]:
-    """The numbers in the content of a file: of any shape, integers or floats. Raises ValueError, without the name."""
+    """The array in the content of a file, of any shape. The message of a ValueError does not name the file."""
     if content.startswith(b"\x89PNG"):
         return _png(content, png_unit)
     if content.startswith(b"PK"):
@@ -53,9 +61,9 @@ def array(content: bytes, png_unit: float | None = None) -> Shaped[np.ndarray, "
         file = io.BytesIO(content)
         version = npy.read_magic(file)
         if version[0] not in HEADERS:
-            raise ValueError(f"of format {version[0]}.{version[1]}, which is unknown here")
+            raise ValueError(f"unknown format version {version[0]}.{version[1]}")
         shape, in_columns, kind = HEADERS[version[0]](file)
-    except Exception as error:  # the header is Python text, and whatever parses that may fail
+    except Exception as error:  # the header is Python text, and its parser raises nearly anything
         raise ValueError(f"not a whole .npy file ({_reason(error)})") from None
     if kind.hasobject or kind.kind not in "uif":
         raise ValueError(f"wanted real numbers, found {KINDS.get(kind.kind, kind)}")
@@ -71,9 +79,10 @@ def array(content: bytes, png_unit: float | None = None) -> Shaped[np.ndarray, "
 
 
 def channels_last(values: Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "h w c"]:
-    """(h, w), (h, w, c), (c, h, w), each perhaps with axes of length 1 in front, as float32; c is 1 or 3.
+    """Converts a map to float32 (h, w, c) with c = 1 or 3.
 
-    Where first and last axis could both be the channels, the last is. Raises ValueError for an array that is no map.
+    Accepts (h, w), (h, w, c) and (c, h, w), each with any number of leading axes of length 1. If the first and the last
+    axis could both be channels, the last one is taken. Raises ValueError for other shapes.
     """
     found = values.shape
     while values.ndim > 3 and len(values) == 1:
@@ -84,12 +93,12 @@ def channels_last(values: Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "h w
         values = values.transpose(1, 2, 0)
     if values.ndim != 3 or values.shape[2] not in (1, 3):
         raise ValueError(f"wanted shape (height, width) or (height, width, 3), found {found}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused where it counts
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which callers check
         return values.astype(np.float32)
 
 
 def check_shape(found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    """Raises ValueError for a (height, width) that cannot be another size of the same picture."""
+    """Raises ValueError if a map of size `found` = (height, width) cannot belong to an image of size `wanted`."""
     stretch = found[0] * wanted[1] / (found[1] * wanted[0])
     if found != wanted and (found == wanted[::-1] or not 1 / ASPECT <= stretch <= ASPECT):
         raise ValueError(
@@ -98,7 +107,7 @@ def check_shape(found: tuple[int, int], wanted: tuple[int, int]) -> None:
 
 
 def stretched(values: Float32[np.ndarray, "h w c"], size: tuple[int, int]) -> Float32[np.ndarray, "height width c"]:
-    """The map at another size, (height, width), bilinear, from finite values alone: NaN where there are none near."""
+    """Resizes a map to (height, width), bilinearly, using finite values only. NaN where there are none nearby."""
     finite = np.isfinite(values).all(axis=-1, keepdims=True)
     if finite.all():
         return resize(values, size, "bilinear", antialias=True)

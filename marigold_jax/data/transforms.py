@@ -1,55 +1,101 @@
-"""From a decoded example to a training sample: flip, normalise, resize, in the reference's order.
+"""Turns a decoded example into a training sample: flip, normalise and resize, in the order of the reference.
 
-The reference (arXiv 2312.02145, section 3.2) takes the 2nd and 98th percentile of the valid depth, at the dataset's own
-resolution, to -1 and +1. Two of its choices are better made otherwise, and both ways are here:
+The reference (Marigold, arXiv 2312.02145, section 3.2) maps the 2nd and 98th percentile of valid depth, computed at the
+dataset's own resolution, to -1 and +1. Two of its choices have a better alternative here, which is the default:
 
-- `antialias`: the reference shrinks the RGB image by taking the nearest pixel, which turns fine texture into noise that
-  no photograph shows. Bilinear with antialiasing is how `predict` shrinks its photographs.
-- `far_fill`: the reference lets the VAE see whatever number an invalid pixel holds. Missing depth is stored as 0, so a
-  window or the sky becomes the nearest thing in the picture, and bleeds into the latents of valid pixels beside it.
+- `antialias`: the reference shrinks the RGB image to nearest pixels, which turns fine texture into noise that no
+  photograph has. The alternative is bilinear resizing with antialiasing, as in `predict`.
+- `far_fill`: the reference encodes whatever value an invalid pixel holds. Missing depth is stored as 0, so a window or
+  the sky becomes the nearest surface, and its latents affect those of valid pixels beside it. The alternative is far
+  depth, +1.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
 from marigold_jax.data.resample import resize
+from marigold_jax.data.targets import TARGETS
 
 PERCENTILES = (0.02, 0.98)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How the examples of all datasets become samples.
+
+    Attributes:
+        size: (height, width) of the samples; None for the size of each dataset.
+        antialias, far_fill: see above; with both False, samples are those of the reference.
+    """
+
+    size: tuple[int, int] | None = None
+    antialias: bool = True
+    far_fill: bool = True
+
+    def for_size(self, size: tuple[int, int] | None) -> dict[str, Any]:
+        """The keyword arguments of `transform` for a dataset of this size."""
+        return {"size": self.size or size, "antialias": self.antialias, "far_fill": self.far_fill}
+
+
+DEFAULT_OPTIONS = SampleOptions()
 
 
 def transform(
     example: dict[str, np.ndarray], *, size: tuple[int, int] | None, flip: bool, antialias: bool, far_fill: bool
 ) -> dict[str, np.ndarray]:
-    """An example of `data.prepared` as a sample, at `size` = (height, width), or at its own for None.
+    """Turns an example into a training sample.
 
-    The sample holds `rgb` float32 (H, W, 3) in [-1, 1]; `depth` float32 (H, W, 1) in metres, 0 where invalid; `target`
-    float32 (H, W, 1) in [-1, 1], near -1, far +1; `span` float32 (), the metres from -1 to +1; `mask` bool (H, W, 1),
-    True where valid; `normals` if the example has them, and then `mask` is True only where they are known too. `flip`
-    mirrors it. An example without two different valid depths yields targets of zero, an empty mask and no span.
+    Args:
+        example: see `data.prepared.PreparedSplit`. Maps of other names are resized to nearest pixels.
+        size: (height, width) of the sample; None keeps the size of the example.
+        flip: mirrors the sample left to right.
+        antialias: resizes RGB bilinearly with antialiasing; otherwise to nearest pixels.
+        far_fill: sets the depth target of invalid pixels to +1.
+
+    Returns:
+        A dictionary:
+
+            rgb       float32 (H, W, 3) in [-1, 1]
+            depth     float32 (H, W, 1) in metres, 0 where invalid
+            target    float32 (H, W, 1) in [-1, 1]: affine-invariant depth, -1 near, +1 far
+            span      float32 (), metres between targets -1 and +1
+            mask      bool (H, W, 1), True where depth, and every other map of `TARGETS` in the example, is known
+            normals   float32 (H, W, 3), as in the example; if it has them
+
+        If valid depth has fewer than two values, the target and the span are 0 and the mask is False everywhere.
     """
     if flip:
         example = mirror(example)
     limits = percentiles(example["depth"], example["mask"])
     size = size or example["mask"].shape[:2]
-    # What comes after the percentiles works pixel by pixel, so it may as well see only the pixels that stay.
+    # Everything after the percentiles works pixel by pixel, so only the remaining pixels need to be processed.
     maps = {key: nearest(value, size) for key, value in example.items() if key != "rgb"}
     target, mask = normalise(maps["depth"], maps["mask"], limits)
     if far_fill and limits:
         target = np.where(mask, target, np.float32(1))
     span = np.float32(limits[1] - limits[0] if limits else 0)
     maps |= {"depth": np.where(mask, maps["depth"], np.float32(0)), "target": target, "span": span, "mask": mask}
-    if "normals" in maps:
-        maps["mask"] = mask & maps["normals"].any(axis=-1, keepdims=True)
+    for target_row in TARGETS.values():
+        if target_row.is_known and target_row.map in maps:
+            maps["mask"] = maps["mask"] & target_row.is_known(maps[target_row.map])
     return {"rgb": _rgb(example["rgb"], size, antialias)} | maps
 
 
 def crop(
     example: dict[str, np.ndarray], window: Float[np.ndarray, "3"] | tuple[float, float, float]
 ) -> dict[str, np.ndarray]:
-    """The part of every map inside `window`: (share of both sides, where it lies from top to bottom, left to right).
+    """Crops every map of an example to a window of the same aspect ratio.
 
-    All three lie in [0, 1]; (1, y, x) is the whole example. Depth along the optical axis and normals keep their meaning
-    when a part of a picture is magnified: the lens has another focal length, and looks past its axis.
+    Depth along the optical axis and normals stay correct when the crop is enlarged: it corresponds to a camera with a
+    longer focal length and a shifted principal point.
+
+    Args:
+        example: see `data.prepared.PreparedSplit`.
+        window: three numbers in [0, 1]: the share of height and width that is kept, and the position of the window from
+            top to bottom and from left to right. (1, y, x) is the whole example.
     """
     share, *place = window
     sides = example["mask"].shape[:2]
@@ -61,10 +107,11 @@ def crop(
 
 
 def mirror(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Left becomes right in every map; normals then point the other way along x."""
+    """Mirrors every map left to right, and adjusts its values as the row in `TARGETS` says."""
     mirrored = {key: np.ascontiguousarray(value[:, ::-1]) for key, value in example.items()}
-    if "normals" in example:
-        mirrored["normals"] = mirrored["normals"] * np.float32([-1, 1, 1])
+    for target in TARGETS.values():
+        if target.mirror and target.map in mirrored:
+            mirrored[target.map] = target.mirror(mirrored[target.map])
     return mirrored
 
 
@@ -84,10 +131,15 @@ def normalise(
     mask: Bool[np.ndarray, "h w 1"],
     limits: tuple[np.float32, np.float32] | None,
 ) -> tuple[Float32[np.ndarray, "h w 1"], Bool[np.ndarray, "h w 1"]]:
-    """Depth with the two `limits` at -1 and +1, clipped to that, and the mask.
+    """Maps depth linearly so that `limits` become -1 and +1, and clips.
 
-    Invalid pixels get what the formula gives for the number they hold (NaN counts as 0 m). Without limits there is
-    nothing to learn: zeros and an empty mask.
+    Args:
+        depth: metres. Invalid pixels are mapped by the same formula; NaN counts as 0 m.
+        mask: True where depth is valid.
+        limits: metres, from `percentiles`; None gives zeros and an empty mask.
+
+    Returns:
+        The normalised depth, and the mask.
     """
     if limits is None:
         return np.zeros_like(depth), np.zeros_like(mask)
@@ -96,13 +148,13 @@ def normalise(
 
 
 def nearest(array: Shaped[np.ndarray, "h w c"], size: tuple[int, int]) -> Shaped[np.ndarray, "height width c"]:
-    """Takes for each output pixel the closest input pixel (torch's `nearest-exact`), in any type."""
+    """Resizes to the closest pixels (`nearest-exact` in PyTorch), for any dtype."""
     rows, columns = (_closest(old, new) for old, new in zip(array.shape[:2], size, strict=True))
     return array[rows[:, None], columns]
 
 
 def _closest(old: int, new: int) -> Shaped[np.ndarray, " new"]:
-    """Resizing a ramp of indices tells which ones `resize` reads."""
+    """The indices that `resize` reads, found by resizing a ramp of indices."""
     ramp = np.arange(old, dtype=np.float32)[:, None, None]
     return resize(ramp, (new, 1), "nearest-exact", antialias=False).ravel().astype(np.intp)
 

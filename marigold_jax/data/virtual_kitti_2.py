@@ -1,10 +1,10 @@
-"""Virtual KITTI 2 as its authors publish it: tar archives, or folders that were extracted from them.
+"""Reads Virtual KITTI 2 in its published form: tar archives, or the folders extracted from them.
 
     SCENE/VARIATION/frames/rgb/CAMERA/rgb_00000.jpg
     SCENE/VARIATION/frames/depth/CAMERA/depth_00000.png       16 bits, centimetres; 65535 is the sky
 
-Images and depth maps are stored as they are; the crop to the KITTI benchmark's window happens when they are read.
-Normals, where they are asked for, are computed from depth: see `normals`.
+Images and depth maps are stored unchanged; the crop to the KITTI benchmark's window is applied when they are read.
+Normals, if requested, are computed from depth: see `data.normals`.
 """
 
 import io
@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from marigold_jax.data.depth_format import DEPTH_FORMATS
+from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.folder import read_frame as read_pair
 from marigold_jax.data.normals import normals_from_depth
-from marigold_jax.data.prepared import SOURCES
-from marigold_jax.data.raw_frame import Frame, Part, Record, quantise, read_filename_list
+from marigold_jax.data.raw_frame import Frame, Part
+from marigold_jax.data.record import Record, quantise
 from marigold_jax.runtime.files import printable, regular
 
-# The reference's splits (arXiv 2312.02145, section 4.1): scenes, weathers and viewpoints, both cameras.
+# The splits of the reference (arXiv 2312.02145, section 4.1): scenes, weather and viewpoint variations, both cameras.
 SCENES = {"train": ("Scene02", "Scene06", "Scene18", "Scene20"), "val": ("Scene01",)}
 VARIATIONS = ("clone", "morning", "overcast", "sunset", "15-deg-left", "15-deg-right")
 FRAMES = {"train": 20148, "val": 5364}
@@ -36,11 +38,16 @@ ARCHIVE = re.compile(r"^(vkitti\.tar|.*_(rgb|depth)\.tar)$")
 
 
 def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Frame]:
-    """The frames of `split` ("train" or "val") that are there, or those of an official filename list, there or not.
+    """Lists the frames of a split that exist, or all those of an official filename list.
 
-    Looks for the files in all folders below `raw_dir` and in the archives *_rgb.tar, *_depth.tar and vkitti.tar in it.
-    A frame of which only one half is there is listed too. Raises ValueError for an unknown split or a list of other
-    names.
+    Args:
+        raw_dir: is searched with all its subfolders, and with the archives *_rgb.tar, *_depth.tar and vkitti.tar in it.
+            A frame is listed even if only its image or only its depth is found.
+        split: "train" or "val".
+        filename_list: path of the list, or None.
+
+    Raises:
+        ValueError: the split is unknown, or the list holds other names.
     """
     parts = _index(raw_dir)
     if filename_list:
@@ -61,8 +68,11 @@ def list_frames(raw_dir: str, split: str, filename_list: str | None) -> list[Fra
 
 
 def read_frame(frame: Frame, normals: bool = False) -> Record:
-    """Raises BadFrame for a file that is missing, broken, or not of the size of the other."""
-    record = read_pair(frame, SOURCES["virtual_kitti_2"], "png16")
+    """Reads a frame into a record, with normals computed from depth if requested.
+
+    Raises BadFrame if a file is missing or damaged, or if the sizes differ.
+    """
+    record = read_pair(frame, DEPTH_FORMATS["virtual_kitti_2"], "png16")
     if normals:
         stored = np.asarray(Image.open(io.BytesIO(record["depth"]), formats=["PNG"]))[..., None].astype(np.float64)
         record["normals"] = quantise(normals_from_depth(stored, (stored > 0) & (stored < SKY), FOCAL_LENGTH))
@@ -73,7 +83,7 @@ def _key(path: str, filename_list: str) -> tuple[str, str, str]:
     match = FILE.search(path)
     if not match:
         raise ValueError(
-            f"{filename_list}: want names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; "
+            f"{filename_list}: wanted names such as Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg; "
             f"got {printable(path)}"
         )
     return match[1], match[3], match[4]
@@ -88,9 +98,9 @@ def _index(raw_dir: str) -> dict[tuple[str, str, str], dict[str, Part]]:
 
 
 def _files(raw_dir: str) -> Iterator[tuple[str, Part]]:
-    """Path and place of everything in the folders and archives of `raw_dir`."""
+    """Every file in the folders and archives of `raw_dir`: its path, and where to read it."""
     for folder, folders, names in os.walk(raw_dir):
-        folders.sort()  # the first of two files of one frame is taken, on every machine
+        folders.sort()  # so that the same one of two files of a frame is taken on every machine
         for name in sorted(names):
             yield f"{folder}/{name}", Part(f"{folder}/{name}")
     for archive in sorted(Path(raw_dir).glob("*.tar")):
@@ -100,9 +110,9 @@ def _files(raw_dir: str) -> Iterator[tuple[str, Part]]:
 
 
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
-    """What an archive holds, as far as it goes: the frames behind the end of a truncated one count as missing."""
+    """The members of an archive. Frames beyond the end of a truncated archive count as missing."""
     try:
         with tarfile.open(regular(archive), "r:") as file:
             yield from file
-    except (tarfile.TarError, ValueError):  # ValueError: it is no file
+    except (tarfile.TarError, ValueError):  # ValueError: not a regular file
         return

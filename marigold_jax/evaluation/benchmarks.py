@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from marigold_jax.data.prepared import Source
+from marigold_jax.data.depth_format import DepthFormat
 from marigold_jax.data.saved_maps import array
 
 DEFAULT_SEED = 1234  # of the papers' predictions
@@ -54,7 +54,7 @@ class Benchmark:
     container: str
     filename_list: str
     count: int
-    source: Source
+    source: DepthFormat
     read: Callable[[bytes], bytes | np.ndarray]
     official_name: Callable[[str], str]
     truth: str = "depth"
@@ -116,7 +116,13 @@ def _normals(container: str, filename_list: str, count: int, **differences: Any)
     """A test set for normals. The papers predict with four steps and an ensemble of ten."""
     usual = {"read": vectors, "processing_resolution": 640, "published_resolution": 0}
     return Benchmark(
-        container, filename_list, count, Source(1.0), official_name=same_stem, truth="normals", **usual | differences
+        container,
+        filename_list,
+        count,
+        DepthFormat(1.0),
+        official_name=same_stem,
+        truth="normals",
+        **usual | differences,
     )
 
 
@@ -125,7 +131,7 @@ BENCHMARKS = {
         container="nyuv2/nyu_labeled_extracted",
         filename_list="nyu*/labeled/filename_list_test.txt",
         count=654,
-        source=Source(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
+        source=DepthFormat(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
         read=png,
         official_name=by_number,
         window=((45, 471), (41, 601)),
@@ -134,7 +140,7 @@ BENCHMARKS = {
         container="kitti/kitti_eigen_split_test",
         filename_list="kitti*/eigen_test_files_with_gt.txt",
         count=652,  # of 697 lines; the others have no depth
-        source=Source(units_per_metre=256.0, max_depth=80.0, crop="kitti_benchmark"),
+        source=DepthFormat(units_per_metre=256.0, max_depth=80.0, crop="kitti_benchmark"),
         read=png,
         official_name=by_stem,
         window=((117, 321), (43, 1172)),  # Eigen's
@@ -143,7 +149,7 @@ BENCHMARKS = {
         container="eth3d/eth3d",
         filename_list="eth3d*/eth3d_filename_list.txt",
         count=454,
-        source=Source(units_per_metre=1.0),
+        source=DepthFormat(units_per_metre=1.0),
         read=eth3d_raster,
         official_name=by_stem,
         processing_resolution=756,
@@ -153,7 +159,7 @@ BENCHMARKS = {
         container="scannet/scannet_val_sampled_800_1",
         filename_list="scannet*/scannet_val_sampled_list_800_1.txt",
         count=800,
-        source=Source(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
+        source=DepthFormat(units_per_metre=1000.0, min_depth=1e-3, max_depth=10.0),
         read=png,
         official_name=by_stem,
     ),
@@ -161,7 +167,7 @@ BENCHMARKS = {
         container="diode/diode_val",
         filename_list="diode*/diode_val_all_filename_list.txt",
         count=771,
-        source=Source(1.0, *ANY_DEPTH),  # the mask file alone decides what is valid
+        source=DepthFormat(1.0, *ANY_DEPTH),  # the mask file alone says what is valid
         read=npy,
         official_name=by_stem,
         limits=(0.6, 350.0),

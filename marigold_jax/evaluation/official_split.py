@@ -8,8 +8,9 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Bool
 
+from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.prepared import decode
-from marigold_jax.data.raw_frame import BadFrame, Part, check_sizes, open_image, read_filename_list
+from marigold_jax.data.raw_frame import BadFrame, Part, check_sizes, open_image
 from marigold_jax.evaluation.benchmarks import BENCHMARKS, Columns, Rows, npy
 from marigold_jax.runtime.files import below, printable, regular
 

@@ -1,10 +1,10 @@
-"""Where furniture comes from: Sweet Home 3D's libraries, as Debian packages them, or any folder of OBJ files.
+"""Furniture models: Sweet Home 3D's libraries, as packaged by Debian, or any folder of OBJ files.
 
-    fetch(folder)        downloads the package, checks it, and leaves its libraries in the folder
-    open_folder(folder)  lists what is in a folder, whichever of the accepted kinds it is
+    fetch(folder)        downloads the package, checks it, and unpacks its libraries into the folder
+    open_folder(folder)  lists the models in a folder of any accepted kind
 
-A library (`.sh3f`) is a zip of OBJ models with a table of names and sizes. It is read where it lies: unpacking one
-model of it takes milliseconds.
+A library (`.sh3f`) is a zip archive of OBJ models with a table of names and sizes. Models are read from the archive
+directly, which takes milliseconds each.
 """
 
 import hashlib
@@ -33,25 +33,25 @@ URLS = (
     f"https://snapshot.debian.org/archive/debian/20250101T000000Z/pool/main/s/sweethome3d-furniture/{PACKAGE}",
 )
 TABLE = "PluginFurnitureCatalog.properties"
-KEPT = (".sh3f", "copyright")  # the endings of the package's files that are unpacked
+KEPT = (".sh3f", "copyright")  # only files of the package with these endings are unpacked
 UNKNOWN = "not stated"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a library's table.
+    """A model in a library.
 
     Attributes:
         name: unique over all libraries.
-        category, title: what the library calls it, in English.
+        category, title: from the library, in English.
         size: width x, height y and depth z in metres.
         elevation: metres above the floor.
-        drop: metres above its foot at which things may stand on it; None where not stated, negative for nowhere.
-        rotation: of the model in its file, row by row; None for none.
-        licence, creator: as the library says.
+        drop: metres above its base at which objects may stand on it; None if not stated, negative if they may not.
+        rotation: a 3 x 3 matrix, row by row, to be applied to the model in its file; None for none.
+        licence, creator: from the library.
         path: of the OBJ file.
-        bytes: its length.
-        read: gives the bytes of a file, by its path; raises KeyError where there is none.
+        bytes: the size of the OBJ file.
+        read: returns the content of a file, by its path; raises KeyError if it does not exist.
     """
 
     name: str
@@ -72,10 +72,19 @@ class Entry:
 
 
 def fetch(folder: Path, urls: Sequence[str] = URLS, sha256: str = SHA256) -> Path:
-    """Downloads the package (120 MB) from the first address that answers, and leaves its libraries in `folder`.
+    """Downloads the package (120 MB) from the first URL that works, and unpacks its libraries.
 
-    Nothing is left half-written: the folder appears by a rename, and one that has libraries is kept as it is. Raises
-    ValueError for a file whose SHA-256 is another, OSError where no address answers.
+    Args:
+        folder: to create, by renaming a complete one. A folder that has libraries already is left unchanged.
+        urls: of the package, in order of preference.
+        sha256: checksum of the package.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the checksum is wrong, or the folder holds other files.
+        OSError: every URL failed.
     """
     folder = Path(folder)
     if sorted(folder.rglob("*.sh3f")):
@@ -114,12 +123,12 @@ def _download(urls: Sequence[str], target: Path) -> None:
             failures.append(f"{url} ({getattr(error, 'reason', error)})")
     raise OSError(
         f"could not download {PACKAGE} from any of: {'; '.join(failures)}. "
-        "Download it elsewhere and put the file in the folder"
+        "Download it on another machine and copy the file to the folder"
     )
 
 
 def unpack(package: Path, folder: Path) -> None:
-    """The libraries and the licences of a Debian package, into a new folder. Raises ValueError for what is none."""
+    """Unpacks the libraries and licences of a Debian package into a new folder. Raises ValueError for another file."""
     folder.mkdir(parents=True)
     for name, content in _ar_members(package):
         if name.startswith("data.tar"):
@@ -140,10 +149,10 @@ def unpack(package: Path, folder: Path) -> None:
 
 
 def _ar_members(package: Path) -> Iterator[tuple[str, bytes]]:
-    """An `ar` archive: a line, then for each member a header of 60 bytes and its content, padded to an even length."""
+    """The members of an `ar` archive: for each, a 60-byte header and the content, padded to even length."""
     with Path(package).open("rb") as file:
         if file.read(8) != b"!<arch>\n":
-            raise ValueError(f"{package} is no Debian package: it does not begin as an ar archive")
+            raise ValueError(f"{package} is not a Debian package: it does not begin as an ar archive")
         while len(header := file.read(60)) == 60:
             length = int(header[48:58])
             yield header[:16].decode().strip().rstrip("/"), file.read(length)
@@ -154,11 +163,11 @@ def _ar_members(package: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def open_folder(folder: Path) -> list[Entry]:
-    """What a folder offers, sorted by name.
+    """Lists the models in a folder, sorted by name.
 
-    It may hold: `.sh3f` libraries, here or deeper (as `fetch` leaves them, or as /usr/share/sweethome3d/furniture); the
-    Debian package itself, which is then unpacked beside it; or OBJ files, in metres and standing upright, y up. Raises
-    FileNotFoundError for a folder that is missing or holds none of these.
+    The folder or its subfolders may hold `.sh3f` libraries (as `fetch` unpacks them, or like
+    /usr/share/sweethome3d/furniture); the Debian package, which is then unpacked beside it; or OBJ files, in metres and
+    upright, y up. Raises FileNotFoundError if the folder is missing or holds none of these.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -179,12 +188,12 @@ def open_folder(folder: Path) -> list[Entry]:
 
 
 def read_library(path: Path) -> list[Entry]:
-    """The entries of a `.sh3f` library. Raises ValueError for a file that is none."""
+    """The models of a `.sh3f` library. Raises ValueError if the file is not a library."""
     try:
         archive = zipfile.ZipFile(path)
         table = read_properties(archive.read(TABLE))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no furniture library: wanted a zip with {TABLE} in it ({error})") from error
+        raise ValueError(f"{path} is not a furniture library: wanted a zip archive with {TABLE} ({error})") from error
     read = partial(_read_member, path)
     numbers = sorted({int(match[1]) for key in table if (match := re.fullmatch(r"name#(\d+)", key))})
     entries = []
@@ -221,7 +230,7 @@ _FIELDS = (
 
 
 def read_properties(text: bytes) -> dict[str, str]:
-    """A Java properties file: `key=value` lines in Latin-1, with backslash-u escapes, comments and continued lines."""
+    """Parses a Java properties file: `key=value` lines in Latin-1, with escapes, comments and continued lines."""
     lines = re.sub(r"\\\r?\n\s*", "", text.decode("latin-1")).splitlines()
     pairs = (re.match(r"\s*([^#!=:\s][^=:\s]*)\s*[=:]\s*(.*)", line) for line in lines)
     return {
@@ -230,7 +239,7 @@ def read_properties(text: bytes) -> dict[str, str]:
 
 
 def _read_member(path: Path, name: str) -> bytes:
-    """The zip is opened when it is first read, and once in each process: entries may be sent to another one."""
+    """Opens the archive once in each process, when it is first read, so that entries can be pickled."""
     return _zip(path).read(name)
 
 
@@ -240,7 +249,7 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 
 def _plain(folder: Path, path: Path) -> Entry:
-    """An OBJ file without a table: as large as it is, an ornament or a thing on the floor by that size."""
+    """An OBJ file without a table: its own size decides whether it is an ornament or stands on the floor."""
     lines = (line.split()[1:4] for line in path.open(errors="replace") if line.startswith("v "))
     vertices = np.array(list(lines), np.float64).reshape(-1, 3)
     size = np.ptp(vertices, axis=0) if len(vertices) else np.zeros(3)

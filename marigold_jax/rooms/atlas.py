@@ -1,4 +1,4 @@
-"""All textures of a scene in one buffer, at full size, half, quarter ...: to be looked up for many points at once."""
+"""All textures of a scene in one array, each as a mip pyramid, so that many points can be looked up at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LINEAR = linear(np.arange(256) / 255).astype(np.float32)  # of each byte
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """Texture `i`'s levels are rows `first[i]` to `last[i]` of `start`, `height` and `width`; texels are sRGB bytes."""
+    """The levels of texture `i` are rows `first[i]` to `last[i]` of `start`, `height` and `width`. Texels are sRGB."""
 
     texels: UInt8[np.ndarray, "n 3"]
     start: Int[np.ndarray, " l"]
@@ -30,7 +30,13 @@ class Atlas:
     def look_up(
         self, texture: Int[np.ndarray, " n"], uv: Float32[np.ndarray, "n 2"], level: Float32[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n 3"]:
-        """Linear colours at repeating coordinates, bilinear, from the level (0 is full size) rounded down."""
+        """Linear colours of points, interpolated bilinearly.
+
+        Args:
+            texture: index of each point's texture.
+            uv: texture coordinates; textures repeat with period 1.
+            level: of the pyramid, 0 for full size; rounded down.
+        """
         row = np.minimum(self.first[texture] + np.maximum(level, 0).astype(np.intp), self.last[texture])
         start, height, width = self.start[row], self.height[row], self.width[row]
         x, y = uv[:, 0] % 1 * width - 0.5, (1 - uv[:, 1] % 1) * height - 0.5
@@ -45,7 +51,7 @@ class Atlas:
 
 
 def build(textures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Atlas:
-    """Halves every texture until it is a pixel, averaging light, not bytes."""
+    """Builds the pyramids: every texture is halved down to one pixel, averaging linear light."""
     texels, height, width, first, mean = [np.zeros((1, 3), np.uint8)], [1], [1], [], []
     for texture in textures:
         first.append(len(height))

@@ -1,4 +1,4 @@
-"""Furniture of boxes and lathe work, for a world that needs no download. Every piece is a function of its name."""
+"""Built-in furniture made of boxes and solids of revolution, which needs no download. A piece depends on its name."""
 
 import zlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Maker = Callable[[Rng, Vector], Mesh]
 
 @dataclass(frozen=True)
 class Piece:
-    """As `catalogue.Model`, without a licence."""
+    """A piece of furniture; its attributes are those of `catalogue.Model`."""
 
     name: str
     kind: str
@@ -71,7 +71,7 @@ PIECES: dict[str, tuple[Maker, Vector, Vector, float, float | None]] = {
 
 @cache
 def pieces() -> tuple[Piece, ...]:
-    """All of them: `COUNT` of each kind."""
+    """All pieces: `COUNT` of each kind."""
     return tuple(_piece(kind, number) for kind in PIECES for number in range(COUNT))
 
 

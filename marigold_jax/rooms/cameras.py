@@ -1,4 +1,4 @@
-"""Where the photographer stands: in free space, at a height that suits, looking at something worth a picture."""
+"""Chooses camera positions and directions: in free space, at a suitable height, with something to see."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ PITCH = (-35.0, 15.0)  # degrees
 
 @dataclass(frozen=True)
 class Taste:
-    """Which views are refused. Shares are of the coarse rays.
+    """Limits that a view must satisfy. Shares are of the coarse rays of `rays.glance`.
 
     Attributes:
-        free: this near (metres) there may be nothing, but for one ray in fifty.
+        free: metres; at most one ray in fifty may end nearer than this.
         near, near_share: at most this share of rays may end within `near` metres.
-        ratio: the 98th percentile of depth over the 2nd must be at least this.
-        sky: at most this share may see the sky.
-        largest: at most this share may end on one and the same thing (the building itself aside).
-        shell: at most this share may end on the building itself, the first instance.
-        things: at least so many things, besides the building, are met by two rays or more.
-        middle: the median of depth must be at least this, in metres.
+        ratio: smallest ratio of the 98th to the 2nd percentile of depth.
+        sky: largest share of rays that see the sky.
+        largest: largest share of rays that hit the same object, other than the building.
+        shell: largest share of rays that hit the building itself, which is the first instance.
+        things: smallest number of objects, other than the building, that are hit by at least two rays.
+        middle: smallest median of depth, in metres.
     """
 
     free: float = 0.25
@@ -42,7 +42,7 @@ class Taste:
 
 
 def accepts(taste: Taste, seen: Glance) -> bool:
-    """Whether a view is worth a picture."""
+    """Whether a view satisfies all limits."""
     depth = seen.depth[np.isfinite(seen.depth)]
     if len(depth) < (1 - taste.sky) * len(seen.depth):
         return False
@@ -59,7 +59,15 @@ def accepts(taste: Taste, seen: Glance) -> bool:
 
 
 def aim(position: Vector, yaw: float, pitch: float, roll: float, field_of_view: float) -> Camera:
-    """A camera that looks to -z at yaw 0, to -x at 90 degrees, upwards where pitch is positive; angles in radians."""
+    """A camera with the given orientation.
+
+    Args:
+        position: (x, y, z) in metres.
+        yaw: radians; 0 looks towards -z, pi / 2 towards -x.
+        pitch: radians; positive looks upwards.
+        roll: radians, about the optical axis.
+        field_of_view: radians, horizontal.
+    """
     forward = np.array([-sin(yaw) * cos(pitch), sin(pitch), -cos(yaw) * cos(pitch)])
     right = np.array([cos(yaw), 0.0, -sin(yaw)])
     up = np.cross(right, forward)
@@ -70,7 +78,15 @@ def aim(position: Vector, yaw: float, pitch: float, roll: float, field_of_view: 
 def aim_at(
     random: np.random.Generator, position: Vector, target: Vector, field_of_view: float, spread: float = 8.0
 ) -> Camera:
-    """A camera that looks about there, within the usual pitch; `spread` in degrees."""
+    """A camera that looks approximately at a target, with a pitch within `PITCH`.
+
+    Args:
+        random: draws the deviation and the roll.
+        position: of the camera, in metres.
+        target: to look at, in metres.
+        field_of_view: radians, horizontal.
+        spread: standard deviation of the direction, in degrees.
+    """
     dx, dy, dz = (t - p for t, p in zip(target, position, strict=True))
     yaw = atan2(-dx, -dz) + radians(spread) * random.normal()
     pitch = atan2(dy, hypot(dx, dz)) + radians(spread) * 0.6 * random.normal()
@@ -79,12 +95,12 @@ def aim_at(
 
 
 def draw_field_of_view(random: np.random.Generator) -> float:
-    """35 to 90 degrees, around 60."""
+    """A horizontal field of view in radians: 35 to 90 degrees, 62 on average."""
     return radians(float(np.clip(random.normal(62, 13), 35, 90)))
 
 
 def clear(plan: Plan, position: Vector, room: float) -> bool:
-    """Whether the point is `room` metres away from all that is placed, and from the edge of the floor."""
+    """Whether a point is at least `room` metres away from all placed objects and from the edge of the floor."""
     x, y, z = position
     x0, z0, x1, z1 = plan.bounds
     if not (x0 + room < x < x1 - room and z0 + room < z < z1 - room):
@@ -104,9 +120,18 @@ def _contains(box: Box, x: float, y: float, z: float, margin: float) -> bool:
 
 
 def draw_views(count: int, rays: Rays, propose: Callable[[], Camera | None], taste: Taste) -> tuple[Camera, ...]:
-    """So many views that the taste accepts, from different places or in different directions.
+    """Draws views that satisfy the limits, from different places or in different directions.
 
-    Where few can be found, the taste becomes more lenient, up to taking what comes.
+    If too few are found, the limits are relaxed, and in the end any view is taken that is not inside an object.
+
+    Args:
+        count: number of views.
+        rays: the scene.
+        propose: draws a candidate, or None.
+        taste: the limits.
+
+    Raises:
+        RuntimeError: there are not enough free places.
     """
     views: list[Camera] = []
     for attempt in range(TRIES * count):
@@ -132,7 +157,7 @@ def draw_views(count: int, rays: Rays, propose: Callable[[], Camera | None], tas
 
 
 def _alike(a: Camera, b: Camera) -> bool:
-    """Near each other and looking the same way."""
+    """Whether two cameras are close together and look in similar directions."""
     apart = float(np.linalg.norm(np.subtract(a.position, b.position)))
     angle = float(np.dot(a.axes[:, 2], b.axes[:, 2]))
     return apart < 0.4 or (apart < 0.8 and angle > 0.8)

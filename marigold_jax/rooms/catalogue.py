@@ -1,7 +1,7 @@
-"""What there is to furnish with: models with a kind, a size and a licence, loaded when they are first used.
+"""The catalogue of furniture models, each with a kind, a size and a licence; meshes are loaded when first used.
 
-The models are those of Sweet Home 3D's furniture libraries, of a folder of OBJ files, or, with no assets, the built-in
-ones. Kinds are told from the libraries' names by the table `RULES`.
+The models come from Sweet Home 3D's furniture libraries, from a folder of OBJ files, or, without assets, from the
+built-in ones. The table `RULES` derives the kind of a model from its name in the library.
 """
 
 import re
@@ -25,10 +25,10 @@ KINDS = (
     *("picture", "mirror", "rug", "curtain", "door", "window", "screen", "ornament", "floor_item", "piano"),
     *("person", "animal", "vehicle", "tree", "street_item", "building"),
 )
-ENOUGH = 8  # a kind of fewer models than this is topped up with the built-in ones
+ENOUGH = 8  # kinds with fewer models than this are supplemented with built-in ones
 
-# What a library's "category/name" says of the kind, in lower case; the first row that matches decides, and what matches
-# none is left out. None leaves out: fittings, marks on the road, pools, machines that stand in no room.
+# From a library's "category/name", in lower case, to a kind: the first row that matches decides. Models that match no
+# row are left out, and so are those whose kind is None: fittings, road markings, pools, outdoor machines.
 RULES: tuple[tuple[str, str | None], ...] = (
     (r"street light|street lamp|park light|lamppost", "street_item"),
     (r"lights/hanging", "ceiling_lamp"),
@@ -111,31 +111,31 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (r"folder/floor|sleeping|slippers|sneakers|shoes|briefcase|handbag|electric|mower", "floor_item"),
     (r"^(folder|kitchen|bathroom|bedroom|living room|office|miscellaneous)/", "ornament"),
 )
-# Rows above that name a family, which size divides: (kind, condition on size and elevation, the kind that it is then).
+# Kinds that are divided by size: (kind, condition on size and elevation, the kind if the condition holds).
 DIVISIONS: tuple[tuple[str, Callable[[Vector, float], bool], str], ...] = (
     ("lamp", lambda size, elevation: elevation > 1.2, "ceiling_lamp"),
     ("lamp", lambda size, elevation: size[1] < 1.0, "table_lamp"),
     ("table", lambda size, elevation: size[1] < 0.6, "low_table"),
     ("ornament", lambda size, elevation: max(size) > 0.62, "floor_item"),
 )
-TINY = 0.05  # metres: what is smaller is not worth a ray
-BYTES = 6 << 20  # of an OBJ file: some 150,000 triangles, and more are not worth the wait
+TINY = 0.05  # metres; smaller models are left out
+BYTES = 6 << 20  # of an OBJ file, about 150,000 triangles; larger models are left out, as they load slowly
 HOLLOW = "sink"
 STANDS_ON_IT = {"table", "low_table", "desk", "chest", "cabinet", "shelf", "kitchen_unit"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A piece of furniture, or what else may stand in a scene.
+    """A piece of furniture, or another object that can be placed in a scene.
 
     Attributes:
         name: unique.
         kind: one of `KINDS`.
         size: width x, height y and depth z in metres.
-        elevation: how high above the floor it hangs, in metres; 0 for what stands.
-        top: how high above its own foot ornaments may stand on it, in metres; None where they may not.
-        licence, creator: as its library says.
-        load: its mesh, centred in x and z, standing on y = 0, its front towards +z, as large as `size`. Loaded once.
+        elevation: height above the floor at which it hangs, in metres; 0 if it stands.
+        top: height above its own base at which ornaments may stand on it, in metres; None if they may not.
+        licence, creator: from its library.
+        load: returns the mesh, scaled to `size`, centred in x and z, standing on y = 0, front towards +z. Cached.
     """
 
     name: str
@@ -150,17 +150,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The models of one split."""
+    """The models of one split, by kind."""
 
     split: str
     by_kind: dict[str, tuple[Model, ...]]
 
     def models(self, kind: str) -> tuple[Model, ...]:
-        """Those of a kind, sorted by name. Raises KeyError for what is not in `KINDS`."""
+        """The models of a kind, sorted by name. Raises KeyError for a kind that is not in `KINDS`."""
         return self.by_kind[kind]
 
     def licences(self) -> dict[str, dict[str, int]]:
-        """How many models there are of each licence and creator."""
+        """The number of models of each licence and creator."""
         counts: dict[str, Counter[str]] = {}
         for models in self.by_kind.values():
             for model in models:
@@ -169,12 +169,12 @@ class Catalogue:
 
 
 def open_catalogue(assets: Path | None, split: str) -> Catalogue:
-    """The models for a split, from a folder of assets (see `assets.open_folder`) or, with None, the built-in ones.
+    """The models of a split, from a folder of assets (see `assets.open_folder`), or built-in ones if that is None.
 
-    About 80 % of the models are for training and 10 % each for validation and test, by a checksum of their names, so
-    that no model is seen in two splits. Every kind has a model in every split: where chance left a split empty, it gets
-    one from the fullest; and a kind of fewer than three models shows all of them in all splits. Kinds of which the
-    assets have few are topped up with built-in models.
+    A checksum of their names assigns about 80 % of the models to training and 10 % each to validation and test, so no
+    model appears in two splits. Every kind has a model in every split: an empty split gets one from the fullest, and a
+    kind with fewer than three models uses all of them in all splits. Kinds with few models in the assets are
+    supplemented with built-in ones.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
@@ -187,7 +187,7 @@ def open_catalogue(assets: Path | None, split: str) -> Catalogue:
 
 
 def from_entry(entry: Entry) -> Model | None:
-    """The model of a library's entry; None where the table leaves it out."""
+    """The model of a library entry; None if it is left out."""
     kind = kind_of(f"{entry.category}/{entry.title}".lower(), entry.size, entry.elevation)
     if kind is None or entry.bytes > BYTES or max(entry.size) < TINY or min(entry.size) <= 0:
         return None
@@ -204,7 +204,7 @@ def from_entry(entry: Entry) -> Model | None:
 
 
 def kind_of(title: str, size: Vector, elevation: float) -> str | None:
-    """What a "category/name" in lower case is, by `RULES` and `DIVISIONS`."""
+    """The kind of a "category/name" in lower case, by `RULES` and `DIVISIONS`; None if it is left out."""
     kind = next((kind for pattern, kind in RULES if re.search(pattern, title)), None)
     for family, condition, divided in DIVISIONS:
         if kind == family and condition(size, elevation):
@@ -213,14 +213,14 @@ def kind_of(title: str, size: Vector, elevation: float) -> str | None:
 
 
 def _top(kind: str, size: Vector, drop: float | None) -> float | None:
-    """`drop` is where the library puts what is dropped on it: None for its full height, negative for nowhere."""
+    """`drop` is the height at which the library places objects: None for the full height, negative for nowhere."""
     height = size[1] if drop is None or kind == "shelf" else drop
-    # Much lower than the whole, it is a board under others or before a mirror: little room is known to be free.
+    # Much lower than the whole model, it is a board below others or before a mirror, with little free space above.
     return height if kind in STANDS_ON_IT and 0.8 * size[1] <= height < 1.4 else None
 
 
 def _share(models: Iterable[Model]) -> dict[str, tuple[Model, ...]]:
-    """The three splits of one kind's models."""
+    """Divides the models of one kind among the three splits."""
     models = sorted(models, key=lambda model: model.name)
     if len(models) < 3:
         return dict.fromkeys(SPLITS, tuple(models))

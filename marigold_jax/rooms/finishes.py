@@ -1,4 +1,4 @@
-"""What surfaces are made of: tables of which textures suit a floor, a wall, a facade, and how often each is drawn."""
+"""Materials of surfaces: which textures suit a floor, a wall or a facade, and how often each is drawn."""
 
 from functools import cache
 from zlib import crc32
@@ -10,9 +10,9 @@ from marigold_jax.rooms.scene import Color, Material
 from marigold_jax.rooms.textures import FAMILIES
 
 TEXTURE_SIZE = 256
-VARIANTS = 48  # of each texture there are so many; drawing one anew for each surface would take most of the time
+VARIANTS = 48  # of each texture; painting a new one for each surface would take most of the time
 
-# Shares need not add up to 1. "paint" is one colour, without a texture.
+# Shares need not add up to 1. "paint" is a plain colour without a texture.
 FLOORS = {"planks": 4, "parquet": 2, "carpet": 3, "tiles": 2, "wood": 1, "concrete": 1, "marble": 1, "paint": 1.5}
 TILED_FLOORS = {"tiles": 5, "marble": 1, "planks": 1, "paving": 1, "concrete": 1}
 WALLS = {"paint": 5, "plaster": 4, "wallpaper": 2, "brick": 0.7, "concrete": 0.6, "planks": 0.4, "weave": 0.2}
@@ -37,7 +37,16 @@ def _texture(family: str, variant: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def finish(random: np.random.Generator, shares: dict[str, float | int], lighter: float = 1.0) -> tuple[Material, float]:
-    """A material, and how many metres one repeat of its texture spans; up to so many times `lighter` than painted."""
+    """Draws a material.
+
+    Args:
+        random: draws it.
+        shares: one of the tables above.
+        lighter: textures are brightened by a random factor from 1 to this.
+
+    Returns:
+        The material, and the metres that one repeat of its texture spans.
+    """
     names = list(shares)
     chances = np.array([shares[name] for name in names], float)
     name = names[random.choice(len(names), p=chances / chances.sum())]
@@ -54,13 +63,13 @@ def finish(random: np.random.Generator, shares: dict[str, float | int], lighter:
 
 
 def paint(random: np.random.Generator) -> Color:
-    """The colour of a painted wall: mostly light and faint, sometimes strong."""
+    """The colour of a painted wall: usually light and unsaturated, sometimes strong."""
     strength = random.choice([0.08, 0.25, 0.7], p=[0.5, 0.35, 0.15])
     return tuple(float(c) for c in random.uniform(0.35, 0.9) * (1 - strength * random.random(3)))
 
 
 def pale(random: np.random.Generator, low: float = 0.6, high: float = 0.95) -> Color:
-    """Nearly white."""
+    """A colour near white; `low` and `high` bound its brightness."""
     return tuple(float(c) for c in random.uniform(low, high) * random.uniform(0.9, 1.0, 3))
 
 
@@ -71,5 +80,5 @@ def brown(random: np.random.Generator) -> Color:
 
 
 def any_color(random: np.random.Generator) -> Color:
-    """From nearly black to bright, from grey to full."""
+    """Any colour, from nearly black to bright and from grey to saturated."""
     return tuple(float(c) for c in random.uniform(0.05, 0.85) * random.uniform(0.2, 1.0, 3) ** random.uniform(0, 2))

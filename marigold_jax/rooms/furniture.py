@@ -1,4 +1,4 @@
-"""Makers of the built-in furniture: each builds one piece to a given size, from random proportions and materials."""
+"""Builders of the built-in furniture: each makes a piece of a given size (metres), with random proportions."""
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def desk(rng: Rng, size: Vector) -> Mesh:
 
 
 def chair(rng: Rng, size: Vector) -> Mesh:
-    """Four legs, a seat and a back of slats or one piece."""
+    """Four legs, a seat, and a back made of slats or of one piece."""
     x, y, z = size
     seat_height = float(np.clip(y * rng.uniform(0.45, 0.55), 0.25, 0.55))
     frame, seat = material(rng, "wood", "metal", "paint", "dark"), material(rng, "weave", "wood", "paint")
@@ -72,7 +72,7 @@ def stool(rng: Rng, size: Vector) -> Mesh:
 
 
 def sofa(rng: Rng, size: Vector) -> Mesh:
-    """Base, arms, back, seat cushions and loose ones."""
+    """A base, arms, a back, seat cushions and loose cushions."""
     x, y, z = size
     cloth = material(rng, "weave", "paint", "carpet", "dark", gloss=0.05)
     loose = material(rng, "weave", "paint", gloss=0.0)
@@ -376,7 +376,7 @@ def screen(rng: Rng, size: Vector) -> Mesh:
 
 
 def rug(rng: Rng, size: Vector) -> Mesh:
-    """A rectangle, or a round one, of cloth."""
+    """A rectangular or round rug."""
     x, y, z = size
     if rng.random() < 0.25:
         return transform(cylinder(0.5, y, material(rng, "carpet", "weave"), segments=40), meshes.scaling(x, 1, z))
@@ -388,7 +388,7 @@ def rug(rng: Rng, size: Vector) -> Mesh:
 
 
 def curtain(rng: Rng, size: Vector) -> Mesh:
-    """Two waving lengths of cloth under a rod, drawn aside or not."""
+    """Two folded lengths of cloth under a rod, open or closed."""
     x, y, z = size
     cloth = material(rng, "weave", "paint", "white", gloss=0.0)
     open_ = rng.uniform(0.3, 0.98)
@@ -430,7 +430,7 @@ def door(rng: Rng, size: Vector) -> Mesh:
 
 
 def window(rng: Rng, size: Vector) -> Mesh:
-    """A frame with bars and no panes: what is behind is seen."""
+    """A frame with bars but no panes, so that one sees through it."""
     x, y, z = size
     frame, rim = material(rng, "white", "wood", "dark", "paint"), rng.uniform(0.04, 0.08)
     columns, rows = int(rng.integers(1, 4)), int(rng.integers(1, 4))
@@ -446,92 +446,83 @@ def window(rng: Rng, size: Vector) -> Mesh:
 
 
 def ornament(rng: Rng, size: Vector) -> Mesh:
-    """A vase, a ball, a pile of books, a bottle, a mug, a bowl of fruit, a box."""
+    """A vase, a ball, a pile of books, a bottle, a mug, a bowl of fruit or a box."""
+    glaze = material(rng, "paint", "marble", "white", "tiles", gloss=0.4)
+    return ORNAMENTS[rng.integers(len(ORNAMENTS))](rng, size, glaze)
+
+
+def _vase(rng: Rng, size: Vector, glaze: Material) -> Mesh:
     x, y, z = size
     radius = min(x, z) / 2
-    glaze = material(rng, "paint", "marble", "white", "tiles", gloss=0.4)
-    style = rng.integers(7)
-    if style == 0:
-        middle, neck = rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.7)
-        return lathe(
-            [(0, 0), (radius * 0.6, 0), (radius, y * middle), (radius * neck, y * 0.88), (radius * neck * 1.2, y)],
-            glaze,
-            tile=0.3,
+    middle, neck = rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.7)
+    return lathe(
+        [(0, 0), (radius * 0.6, 0), (radius, y * middle), (radius * neck, y * 0.88), (radius * neck * 1.2, y)],
+        glaze,
+        tile=0.3,
+    )
+
+
+def _ball(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, _, z = size
+    return sphere(min(x, z) / 2, material(rng, "paint", "weave", "wood", gloss=0.3), tile=0.3)
+
+
+def _pile_of_books(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    count = int(rng.integers(1, 5))
+    books = []
+    for k in range(count):
+        book = box((x * rng.uniform(0.75, 1), y / count, z * rng.uniform(0.75, 1)), material(rng, "paint"))
+        books.append((transform(book, rotation("y", rng.uniform(-0.3, 0.3))), (0, y * k / count, 0)))
+    return assemble(*books)
+
+
+def _bottle(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    wide = min(min(x, z) / 2, y * 0.15)
+    neck = wide * 0.35
+    profile = [(0, 0), (wide, 0), (wide, 0), (wide, y * 0.6), (neck, y * 0.75), (neck, y), (neck, y), (0, y)]
+    return lathe(profile, material(rng, "paint", "green", "dark", gloss=0.6))
+
+
+def _mug(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    radius = min(x, z) / 2
+    tall = min(y, radius * 2)
+    handle = box((radius * 0.5, tall * 0.6, radius * 0.2), glaze)
+    foot, rim, inner = radius * 0.7, radius * 0.75, radius * 0.65
+    profile = [
+        *((0, 0), (foot, 0), (foot, 0), (rim, tall)),
+        *((radius * 0.68, tall), (inner, tall * 0.1), (0, tall * 0.1)),
+    ]
+    return assemble((lathe(profile, glaze), (0, 0, 0)), (handle, (radius * 0.8, tall * 0.2, 0)))
+
+
+def _bowl_of_fruit(rng: Rng, size: Vector, glaze: Material) -> Mesh:
+    x, y, z = size
+    radius = min(x, z) / 2
+    tall = min(y, radius) * 0.6
+    profile = [
+        *((0, 0), (radius * 0.5, 0), (radius, tall)),
+        *((radius * 0.94, tall), (radius * 0.45, tall * 0.15), (0, tall * 0.15)),
+    ]
+    bowl = lathe(profile, glaze)
+    fruit = [
+        (
+            sphere(radius * 0.33, material(rng, "paint"), segments=14),
+            (radius * 0.42 * np.cos(a), tall * 0.4, radius * 0.42 * np.sin(a)),
         )
-    if style == 1:
-        return sphere(radius, material(rng, "paint", "weave", "wood", gloss=0.3), tile=0.3)
-    if style == 2:
-        count = int(rng.integers(1, 5))
-        return assemble(
-            *(
-                (
-                    transform(
-                        box((x * rng.uniform(0.75, 1), y / count, z * rng.uniform(0.75, 1)), material(rng, "paint")),
-                        rotation("y", rng.uniform(-0.3, 0.3)),
-                    ),
-                    (0, y * k / count, 0),
-                )
-                for k in range(count)
-            )
-        )
-    if style == 3:
-        wide = min(radius, y * 0.15)
-        return lathe(
-            [
-                (0, 0),
-                (wide, 0),
-                (wide, 0),
-                (wide, y * 0.6),
-                (wide * 0.35, y * 0.75),
-                (wide * 0.35, y),
-                (wide * 0.35, y),
-                (0, y),
-            ],
-            material(rng, "paint", "green", "dark", gloss=0.6),
-        )
-    if style == 4:
-        tall = min(y, radius * 2)
-        handle = box((radius * 0.5, tall * 0.6, radius * 0.2), glaze)
-        return assemble(
-            (
-                lathe(
-                    [
-                        (0, 0),
-                        (radius * 0.7, 0),
-                        (radius * 0.7, 0),
-                        (radius * 0.75, tall),
-                        (radius * 0.68, tall),
-                        (radius * 0.65, tall * 0.1),
-                        (0, tall * 0.1),
-                    ],
-                    glaze,
-                ),
-                (0, 0, 0),
-            ),
-            (handle, (radius * 0.8, tall * 0.2, 0)),
-        )
-    if style == 5:
-        tall = min(y, radius) * 0.6
-        bowl = lathe(
-            [
-                (0, 0),
-                (radius * 0.5, 0),
-                (radius, tall),
-                (radius * 0.94, tall),
-                (radius * 0.45, tall * 0.15),
-                (0, tall * 0.15),
-            ],
-            glaze,
-        )
-        fruit = [
-            (
-                sphere(radius * 0.33, material(rng, "paint"), segments=14),
-                (radius * 0.42 * np.cos(a), tall * 0.4, radius * 0.42 * np.sin(a)),
-            )
-            for a in np.arange(4) * np.pi / 2 + rng.uniform(0, 2)
-        ]
-        return assemble((bowl, (0, 0, 0)), *fruit)
+        for a in np.arange(4) * np.pi / 2 + rng.uniform(0, 2)
+    ]
+    return assemble((bowl, (0, 0, 0)), *fruit)
+
+
+def _ornamental_box(rng: Rng, size: Vector, glaze: Material) -> Mesh:
     return box(size, material(rng, "paint", "wood", "weave", "abstract"), tile=max(size))
+
+
+# Which of them is built is drawn by position: a new one, or another order, changes every rendered scene.
+ORNAMENTS = (_vase, _ball, _pile_of_books, _bottle, _mug, _bowl_of_fruit, _ornamental_box)
 
 
 def floor_item(rng: Rng, size: Vector) -> Mesh:

@@ -1,4 +1,4 @@
-"""Daylight, lamps and evenings; what the camera makes of them: exposure and white balance."""
+"""Draws the light of a scene (daylight, lamps, evening), and the exposure and white balance of its cameras."""
 
 from dataclasses import dataclass
 from math import cos, pi, radians, sin
@@ -8,7 +8,7 @@ import numpy as np
 from marigold_jax.rooms.rays import Rays, cast, glance
 from marigold_jax.rooms.scene import Camera, Color, Lamp, Sky, Vector
 
-# Colour temperatures in kelvin and the linear RGB of a black body, its largest component 1.
+# Colour temperatures in kelvin, and the linear RGB of a black body, scaled to a largest component of 1.
 TEMPERATURES = (2000, 2700, 3000, 4000, 5000, 6500, 8000, 12000)
 BLACK_BODY = (
     (1.0, 0.245, 0.01),
@@ -20,13 +20,13 @@ BLACK_BODY = (
     (0.767, 0.812, 1.0),
     (0.55, 0.66, 1.0),
 )
-MIDDLE = 0.24  # what the mean of the linear picture is brought to, about
-ALBEDO = 0.45  # of an average surface
+MIDDLE = 0.24  # the exposure brings the mean of the linear image to about this
+ALBEDO = 0.45  # of a typical surface
 
 
 @dataclass(frozen=True)
 class Light:
-    """All that shines. `temperature`: of most of it, in kelvin."""
+    """All light sources of a scene. `temperature` is the colour temperature of the dominant light, in kelvin."""
 
     lamps: tuple[Lamp, ...]
     sky: Sky
@@ -35,7 +35,7 @@ class Light:
 
 
 def black_body(temperature: float) -> np.ndarray:
-    """Linear RGB of that colour temperature, the brightest component 1."""
+    """Linear RGB of a colour temperature in kelvin, scaled to a largest component of 1."""
     table = np.array(BLACK_BODY)
     return np.array([np.interp(temperature, TEMPERATURES, table[:, channel]) for channel in range(3)])
 
@@ -50,9 +50,14 @@ def _direction(random: np.random.Generator, lowest: float, highest: float) -> Ve
 
 
 def draw_sky(random: np.random.Generator, towards: Vector | None = None) -> tuple[Sky, Color, float]:
-    """A sky by day, the light that it leaves in the shade, and the colour temperature of it all.
+    """Draws a daytime sky.
 
-    `towards`: where the sun should be about, as when it is to shine through a window.
+    Args:
+        random: draws it.
+        towards: an approximate direction of the sun, for instance so that it shines through a window.
+
+    Returns:
+        The sky, the ambient light in the shade, and the colour temperature in kelvin.
     """
     weather = random.choice(["clear", "cloudy", "overcast", "low sun"], p=[0.35, 0.25, 0.25, 0.15])
     blue = np.array([0.35, 0.58, 1.0]) * random.uniform(0.5, 1.0)
@@ -80,14 +85,14 @@ def draw_sky(random: np.random.Generator, towards: Vector | None = None) -> tupl
         to_sun=to_sun,
         sun_radius=float(random.uniform(0.005, 0.03)) if weather != "cloudy" else 0.06,
     )
-    # Light from clouds, ground and walls makes the shade less blue than the sky.
+    # Light reflected by clouds, ground and walls makes the shade less blue than the sky.
     ambient = (zenith * 0.6 + horizon * 0.4) * random.uniform(0.35, 0.6)
     ambient = 0.5 * ambient + 0.5 * ambient.mean()
     return sky, _color(ambient), temperature
 
 
 def outdoors(random: np.random.Generator) -> Light:
-    """A street by day."""
+    """Draws the light of a street by day."""
     sky, ambient, temperature = draw_sky(random)
     return Light((), sky, ambient, temperature)
 
@@ -99,10 +104,14 @@ def indoors(
     middle: tuple[float, float],
     height: float,
 ) -> Light:
-    """A room by day or in the evening.
+    """Draws the light of a room by day or in the evening.
 
-    `lights`: (kind, position) of its lamps; `outward`: the directions in which its windows look; `middle`: (x, z) of
-    the room, where a bulb is imagined under the ceiling if there would be no light otherwise.
+    Args:
+        random: draws it.
+        lights: (kind, position) of the lamps in the room.
+        outward: the directions that its windows face.
+        middle: (x, z) of the middle of the room; a bulb is added there, below the ceiling, if there is no other light.
+        height: of the room, in metres.
     """
     by_day = bool(outward) and random.random() < 0.65
     towards = outward[random.integers(len(outward))] if by_day and random.random() < 0.7 else None
@@ -132,7 +141,7 @@ def indoors(
 
 
 def white_balance(random: np.random.Generator, light: Light) -> Color:
-    """Gains that take out most of the light's tint, as cameras do: somewhere between it and daylight."""
+    """Draws gains of the three colours that remove part of the light's tint, as a camera's white balance does."""
     share = random.uniform(0.35, 1.0)
     temperature = float(np.clip(share * light.temperature + (1 - share) * 5800 + random.normal() * 250, 2700, 8000))
     gains = 1 / black_body(temperature)
@@ -141,7 +150,14 @@ def white_balance(random: np.random.Generator, light: Light) -> Color:
 
 
 def expose(random: np.random.Generator, rays: Rays, light: Light, camera: Camera) -> float:
-    """A factor that brings the picture's mean to about the middle, give or take a third of a stop."""
+    """Draws an exposure: a factor that brings the mean of the image to about `MIDDLE`, within a third of a stop.
+
+    Args:
+        random: draws the deviation.
+        rays: the scene.
+        light: of the scene.
+        camera: the view to be exposed.
+    """
     seen = glance(rays, camera)
     surface = seen.instance >= 0
     start = seen.points + 2e-3 * seen.normals
@@ -160,7 +176,7 @@ def expose(random: np.random.Generator, rays: Rays, light: Light, camera: Camera
     sky = (np.array(light.sky.zenith) + np.array(light.sky.horizon)) / 2
     luminance = (0.2126, 0.7152, 0.0722)
     radiance = (ALBEDO * arriving @ luminance)[surface]
-    # The sky and patches of sun may burn out a little; they must not make the rest black.
+    # The sky and sunlit patches may be slightly overexposed, but must not make the rest black.
     ground = float(np.minimum(radiance, 4 * np.median(radiance)).mean())
     seen_sky = 1 - surface.mean()
     typical = (1 - 0.4 * seen_sky) * ground + 0.4 * seen_sky * float(min(sky @ luminance, 4 * ground))

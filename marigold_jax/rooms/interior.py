@@ -1,6 +1,6 @@
-"""How rooms are furnished: a bed with night tables, a sofa around a low table, a desk, a run of kitchen units ...
+"""Furnishes rooms: a bed with night tables, a sofa with a low table, a desk, a row of kitchen units, and so on.
 
-A `Furnish` does one such thing to a home, if there is space for it. `purposes` says which of them make which room.
+A `Furnish` adds one such group to a room, if there is space for it. `purposes` lists the groups of each type of room.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,31 @@ from marigold_jax.rooms.scene import Instance, Material
 from marigold_jax.rooms.sheets import Sheets
 from marigold_jax.rooms.shell import Room
 
-EYE_HEIGHT = 1.55  # metres: where pictures hang
+EYE_HEIGHT = 1.55  # metres: the height of the middle of pictures
 
 
 @dataclass
 class Home:
-    """A room that is being furnished. `extras` are what no model stands for; `lights`: (kind of lamp, where it is)."""
+    """A room that is being furnished.
+
+    Attributes:
+        random: draws everything.
+        catalogue: of models.
+        room: walls, openings, and the plan of what has been placed.
+        clutter: 0 (nearly empty) to 1 (crowded).
+        extras: instances that are not models of the catalogue.
+        lights: (kind of lamp, position) of each lamp.
+    """
 
     random: np.random.Generator
     catalogue: Catalogue
     room: Room
-    clutter: float  # 0 (nearly empty) to 1 (crowded)
+    clutter: float
     extras: list[Instance] = field(default_factory=list)
     lights: list[tuple[str, tuple[float, float, float]]] = field(default_factory=list)
 
     def pick(self, *kinds: str, fits: Callable[[Model], bool] = lambda _: True) -> Model | None:
-        """A model of one of the kinds, each kind equally likely, none taller than the room."""
+        """A random model of one of the kinds (each equally likely) that fits below the ceiling, or None."""
         kinds = [kind for kind in kinds if self.catalogue.models(kind)]
         if not kinds:
             return None
@@ -40,17 +49,17 @@ class Home:
         return pick(self.random, self.catalogue.models(kind), lambda model: model.size[1] < tallest and fits(model))
 
     def chance(self, probability: float) -> bool:
-        """True so often."""
+        """True with this probability."""
         return self.random.random() < probability
 
 
 Furnish = Callable[[Home], object]
 
-# -------------------------------------------------------------------------------------------------------- furnishers
+# -------------------------------------------------------------------------------------------------------------- groups
 
 
 def along_wall(*kinds: str, front: float = 0.35, corner: bool = False) -> Furnish:
-    """One thing with its back to a wall."""
+    """Adds one object with its back to a wall."""
 
     def furnish(home: Home) -> None:
         if model := home.pick(*kinds):
@@ -60,7 +69,7 @@ def along_wall(*kinds: str, front: float = 0.35, corner: bool = False) -> Furnis
 
 
 def anywhere(*kinds: str, middle: float = 0.0) -> Furnish:
-    """One thing somewhere on the floor."""
+    """Adds one object somewhere on the floor."""
 
     def furnish(home: Home) -> None:
         if model := home.pick(*kinds, fits=_stands):
@@ -70,7 +79,7 @@ def anywhere(*kinds: str, middle: float = 0.0) -> Furnish:
 
 
 def hung(*kinds: str) -> Furnish:
-    """One thing on a wall at the height of the eyes, or where the catalogue says."""
+    """Adds one object on a wall, at eye height or at the elevation in the catalogue."""
 
     def furnish(home: Home) -> None:
         model = home.pick(*kinds)
@@ -84,12 +93,12 @@ def hung(*kinds: str) -> Furnish:
 
 
 def _stands(model: Model) -> bool:
-    """People who neither sit nor lie: there may be no chair under them. Other kinds always stand."""
+    """Whether a model stands. Models of people may sit or lie, and would then need a chair or a bed."""
     return model.kind != "person" or (model.size[1] > 1.4 and model.size[2] < 0.8)
 
 
 def picture(home: Home) -> None:
-    """A framed picture on a wall, sometimes one of several in a row."""
+    """Adds one to three framed pictures in a row on a wall."""
     random, plan = home.random, home.room.plan
     width, height = random.uniform(0.2, 1.2), random.uniform(0.2, 0.9)
     walls = [wall for wall in plan.walls if wall.length > width + 0.2]
@@ -108,7 +117,7 @@ def picture(home: Home) -> None:
 
 
 def _framed(random: np.random.Generator, box: Box, front: Box) -> Instance:
-    """A block with a picture on its front, inside of a margin."""
+    """A block with a picture on its front, inside a margin."""
     sheets = Sheets()
     frame = sheets.material(Material(any_color(random), gloss=0.3))
     image, _ = finish(random, PICTURES)
@@ -117,14 +126,14 @@ def _framed(random: np.random.Generator, box: Box, front: Box) -> Instance:
     sheets.block(box, frame)
     x, z = front.point(-width / 2, -front.half_depth)
     end_x, end_z = front.point(width / 2, -front.half_depth)
-    # The picture fills its frame once, whatever the frame's proportions.
+    # One repeat of the texture covers the frame, whatever its proportions.
     canvas = sheets.material(image, max(width, height))
     sheets.patch((x, box.low + margin, z), (end_x - x, 0, end_z - z), (0, height, 0), canvas)
     return sheets.instance()
 
 
 def rug(home: Home, box: Box | None = None) -> None:
-    """A rug, under the box or in the middle of the room; things stand on it."""
+    """Adds a rug below a box, or at a random place. Objects can stand on it."""
     random, (x0, z0, x1, z1) = home.random, home.room.plan.bounds
     width, depth = random.uniform(1.2, min(3.5, x1 - x0 - 0.4)), random.uniform(1.0, min(3.0, z1 - z0 - 0.4))
     if box is None:
@@ -141,14 +150,14 @@ def rug(home: Home, box: Box | None = None) -> None:
         return
     sheets = Sheets()
     material, tile = finish(random, RUGS)
-    # Its top, once over if the texture is a whole rug.
+    # The texture is repeated, or covers the rug once.
     top = sheets.material(material, tile if random.random() < 0.3 else max(width, depth))
     sheets.block(area, top)
     home.extras.append(sheets.instance())
 
 
 def bed(home: Home) -> None:
-    """A bed with its head to the wall, and night tables with lamps beside it."""
+    """Adds a bed with its head to a wall, and night tables with lamps beside it."""
     model = home.pick("bed")
     placed = model and against_wall(home.room.plan, home.random, model, front=0.4, corner=home.chance(0.3))
     if not placed:
@@ -163,7 +172,7 @@ def bed(home: Home) -> None:
 
 
 def lounge(home: Home) -> None:
-    """A sofa and what belongs before it: a low table on a rug, armchairs that look at it, sometimes a screen."""
+    """Adds a sofa with a low table, perhaps on a rug, and armchairs around the table."""
     plan, random = home.room.plan, home.random
     model = home.pick("sofa")
     if model is None:
@@ -187,7 +196,7 @@ def lounge(home: Home) -> None:
 
 
 def dining(home: Home) -> None:
-    """A table with chairs around it that face it, somewhere in the room."""
+    """Adds a table with chairs around it."""
     plan, random = home.room.plan, home.random
     model = home.pick("table", fits=lambda m: m.size[1] < 1.0)
     if model is None:
@@ -204,7 +213,7 @@ def dining(home: Home) -> None:
 
 
 def seats(home: Home, table: Placed) -> None:
-    """Chairs of one kind around a table."""
+    """Adds chairs of one model around a table."""
     chair = home.pick("chair", fits=lambda m: 0.6 < m.size[1] < 1.2 and m.size[0] < 0.75)
     if chair is None:
         return
@@ -220,7 +229,7 @@ def seats(home: Home, table: Placed) -> None:
 
 
 def work(home: Home) -> None:
-    """A desk at a wall, a chair that faces it, a screen and a lamp on it."""
+    """Adds a desk, a chair that faces it, and a screen and a lamp on it."""
     plan, random = home.room.plan, home.random
     model = home.pick("desk")
     desk = model and (
@@ -240,7 +249,7 @@ def work(home: Home) -> None:
 
 
 def television(home: Home) -> None:
-    """A screen on something low at a wall."""
+    """Adds a screen on a low cabinet at a wall."""
     stand = home.pick("cabinet", "chest", "low_table", fits=lambda m: m.size[1] < 0.8 and m.size[0] > 0.6)
     stand = stand and against_wall(home.room.plan, home.random, stand, front=0.6)
     if stand and (screen := home.pick("screen", fits=lambda m: m.size[0] < stand.model.size[0])):
@@ -248,7 +257,7 @@ def television(home: Home) -> None:
 
 
 def kitchen_run(home: Home) -> None:
-    """Counters, ovens and sinks side by side along a wall, and cupboards above them."""
+    """Adds kitchen units side by side along a wall, and wall units above them."""
     plan, random = home.room.plan, home.random
     wall = plan.walls[random.integers(len(plan.walls))]
     length = min(wall.length, random.uniform(1.5, 5.0))
@@ -270,13 +279,13 @@ def kitchen_run(home: Home) -> None:
 
 
 def bath(home: Home) -> None:
-    """The bath tub along a wall."""
+    """Adds a bath tub along a wall."""
     if model := home.pick("bath"):
         against_wall(home.room.plan, home.random, model, corner=home.chance(0.7), front=0.2)
 
 
 def curtains(home: Home) -> None:
-    """Beside each window, from above it down."""
+    """Adds curtains on both sides of some windows."""
     random = home.random
     for wall, openings in zip(home.room.plan.walls, home.room.openings, strict=True):
         for opening in openings:
@@ -297,12 +306,12 @@ def curtains(home: Home) -> None:
 
 
 def _blocked(home: Home, box: Box) -> bool:
-    """Whether furniture, not only the space kept before a window, is in the way."""
+    """Whether furniture is in the way, and not only the space that is kept free in front of a window."""
     return any(overlap(box, placed.box) for placed in home.room.plan.placed)
 
 
 def ceiling_lamp(home: Home, where: tuple[float, float] | None = None) -> None:
-    """Hangs from the ceiling: over a table, or about the middle of the room."""
+    """Adds a lamp that hangs from the ceiling, at `where` = (x, z), or near the middle of the room."""
     x0, z0, x1, z1 = home.room.plan.bounds
     x, z = where or (home.random.uniform(0.3, 0.7, 2) * (x1 - x0, z1 - z0) + (x0, z0))
     model = home.pick("ceiling_lamp", fits=lambda m: m.size[1] < home.room.height - (1.3 if where else 1.9))
@@ -315,13 +324,13 @@ def ceiling_lamp(home: Home, where: tuple[float, float] | None = None) -> None:
 
 
 def floor_lamp(home: Home) -> None:
-    """A standing lamp at a wall."""
+    """Adds a standing lamp at a wall."""
     if model := home.pick("lamp"):
         _light(home, against_wall(home.room.plan, home.random, model, gap=0.1, corner=home.chance(0.5)))
 
 
 def _light(home: Home, placed: Placed | None) -> None:
-    """Remembers where a lamp may shine: under a hanging one, above the others, clear of its own shade."""
+    """Records the position of a lamp's light: below a hanging lamp, above any other, outside its own shade."""
     if placed is None:
         return
     box = placed.box
@@ -330,12 +339,12 @@ def _light(home: Home, placed: Placed | None) -> None:
 
 
 def someone(home: Home) -> None:
-    """In most rooms there is nobody."""
+    """Adds a person to some rooms."""
     if home.chance(0.3):
         anywhere("person")(home)
 
 
-# What stands on what. The counts are for a square metre of a crowded home.
+# Kind of furniture: the kinds of objects on it, and how many per square metre in a crowded room.
 ON_TOP = {
     "table": (("ornament", 10), ("plant", 1), ("table_lamp", 0.3)),
     "low_table": (("ornament", 10), ("plant", 1)),
@@ -351,13 +360,13 @@ ON_TOP = {
 
 
 def ornaments(home: Home) -> None:
-    """Puts things on the tops of what stands here."""
+    """Puts objects on the furniture of a room."""
     for support in list(home.room.plan.placed):
         decorate(home, support, home.clutter)
 
 
 def decorate(home: Home, support: Placed, clutter: float) -> None:
-    """Puts things on one top; the fuller, the larger `clutter`."""
+    """Puts objects on one piece of furniture; `clutter` (0 to 1) decides how many."""
     if support.model.top is None:
         return
     area = 4 * support.box.half_width * support.box.half_depth

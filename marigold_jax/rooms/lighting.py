@@ -1,10 +1,10 @@
-"""Light: what the sky sends, what of the lamps reaches a point, and how to make few rays look smooth.
+"""Light from the sky and from lamps, and the filter that makes a few shadow rays per pixel look smooth.
 
-Units: a white surface under irradiance 1 has radiance 1 (the factor pi is left out on both sides).
+Units: a white surface under irradiance 1 has radiance 1 (the factor pi is omitted on both sides).
 
-Visibility is found at pixels' centres with very few rays each. Neighbouring pixels look in different directions: in
-every 4 x 4 block each pixel has its own share of one well-spread set. Averaging over such a block, among pixels of the
-same surface only, then gives every pixel the same estimate from the whole set: smooth, and not noisy.
+Visibility is sampled at pixel centres with very few rays each. Neighbouring pixels use different directions: in every
+4 x 4 block, each pixel has its own share of one evenly distributed set. Averaging over such a block, among pixels of
+the same surface only, gives every pixel an estimate from the whole set, which is smooth instead of noisy.
 """
 
 import zlib
@@ -18,7 +18,7 @@ Vectors = Float32[np.ndarray, "n 3"]
 Image = Float32[np.ndarray, "h w c"]
 
 PERIOD = 4
-# Ranks of the pixels of a block, such that near ranks are far apart (Bayer's matrix).
+# Ranks of the pixels of a block; pixels with similar ranks are far apart (Bayer's matrix).
 RANKS = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
 BOX = np.array([0.5, 1, 1, 1, 0.5], np.float32) / PERIOD  # every rank once, centred
 
@@ -26,13 +26,13 @@ BOX = np.array([0.5, 1, 1, 1, 0.5], np.float32) / PERIOD  # every rank once, cen
 
 
 def spread(count: int, shift: Float32[np.ndarray, "2"]) -> Float32[np.ndarray, "count 2"]:
-    """Points that fill the unit square evenly (the R2 sequence of M. Roberts, 2018), shifted and wrapped."""
+    """Points that fill the unit square evenly (the R2 sequence of M. Roberts, 2018), shifted with wrap-around."""
     steps = np.arange(count)[:, None] * np.array([0.7548776662466927, 0.5698402909980532])
     return ((0.5 + steps + shift) % 1).astype(np.float32)
 
 
 def ranks(size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
-    """Which of the `PERIOD`² shares of directions each pixel has."""
+    """The index of each pixel's share of the directions, 0 to `PERIOD`² - 1."""
     rows, columns = np.arange(size[0]) % PERIOD, np.arange(size[1]) % PERIOD
     return RANKS[rows[:, None], columns]
 
@@ -49,7 +49,7 @@ def tangents(normals: Vectors) -> tuple[Vectors, Vectors]:
 
 
 def hemisphere(normals: Vectors, points: Float32[np.ndarray, "n 2"]) -> Vectors:
-    """Directions around the normals, as dense as the cosine, from points of the unit square."""
+    """Maps points of the unit square to directions around the normals, with density proportional to the cosine."""
     first, second = tangents(normals)
     radius, angle = np.sqrt(points[:, 0]), 2 * np.pi * points[:, 1]
     height = np.sqrt(1 - points[:, 0])
@@ -58,7 +58,7 @@ def hemisphere(normals: Vectors, points: Float32[np.ndarray, "n 2"]) -> Vectors:
 
 
 def disc(axes: Vectors, radius: Float32[np.ndarray, " n"] | float, points: Float32[np.ndarray, "n 2"]) -> Vectors:
-    """Offsets on a disc that faces along unit axes."""
+    """Maps points of the unit square to offsets on discs perpendicular to the unit `axes`; `radius` in metres."""
     first, second = tangents(axes)
     distance, angle = radius * np.sqrt(points[:, 0]), 2 * np.pi * points[:, 1]
     return first * (distance * np.cos(angle))[:, None] + second * (distance * np.sin(angle))[:, None]
@@ -68,7 +68,7 @@ def disc(axes: Vectors, radius: Float32[np.ndarray, " n"] | float, points: Float
 
 
 def sky_light(sky: Sky, directions: Vectors) -> Vectors:
-    """The radiance of a cloudless sky: from the horizon's to the zenith's; below the horizon, haze over ground."""
+    """The radiance of a cloudless sky in unit `directions`: a gradient from horizon to zenith, and haze below."""
     up = directions[:, 1:2]
     share = np.sqrt(np.clip(up, 0, 1))
     horizon, zenith = np.float32(sky.horizon), np.float32(sky.zenith)
@@ -76,7 +76,7 @@ def sky_light(sky: Sky, directions: Vectors) -> Vectors:
 
 
 def clouded_sky(sky: Sky, directions: Vectors) -> Vectors:
-    """`sky_light` with soft clouds on a plane high above, the same in all views of a sky."""
+    """`sky_light` with soft clouds on a high plane, the same in all views of a sky."""
     clear = sky_light(sky, directions)
     rng = np.random.default_rng(zlib.crc32(repr((sky.zenith, sky.horizon, sky.to_sun)).encode()))
     plane = directions[:, [0, 2]] / (np.clip(directions[:, 1:2], 0, 1) + 0.12)
@@ -96,7 +96,14 @@ def clouded_sky(sky: Sky, directions: Vectors) -> Vectors:
 
 
 def lamp_light(scene: Scene, lamp: int, positions: Vectors, normals: Vectors) -> tuple[Vectors, Vectors]:
-    """Irradiance from a lamp where nothing is in its way, and the unit directions to it."""
+    """The unoccluded irradiance of points from a lamp, and the unit directions to it.
+
+    Args:
+        scene: of the lamp.
+        lamp: its index.
+        positions: of the points, in metres.
+        normals: of the surfaces there.
+    """
     source = scene.lamps[lamp]
     towards = np.float32(source.position) - positions
     distance = np.sqrt(np.einsum("nc,nc->n", towards, towards))[:, None]
@@ -106,7 +113,7 @@ def lamp_light(scene: Scene, lamp: int, positions: Vectors, normals: Vectors) ->
 
 
 def sun_light(scene: Scene, normals: Vectors) -> Vectors:
-    """Irradiance from the sun where nothing is in its way."""
+    """The unoccluded irradiance from the sun."""
     return np.float32(scene.sky.sun) * np.einsum("nc,c->n", normals, np.float32(scene.sky.to_sun)).clip(0)[:, None]
 
 
@@ -121,9 +128,15 @@ def smooth(
     kernel: Float32[np.ndarray, " k"] = BOX,
     stride: int = 1,
 ) -> Image:
-    """A box filter, down then across, that mixes only pixels of one surface.
+    """A separable filter, down then across, that averages only pixels of the same surface; see `same_surface`.
 
-    A pixel counts where its normal agrees and it lies in the plane of the centre's, up to `tolerance` (metres).
+    Args:
+        image: to be filtered.
+        positions: of the surface in each pixel, in metres.
+        normals: of the surface in each pixel; 0 where there is none.
+        tolerance: metres that a pixel may be off the plane of another.
+        kernel: weights, of odd number.
+        stride: pixels from one weight to the next.
     """
     for axis in (0, 1):
         total, weights = np.zeros_like(image), np.zeros(image.shape[:2], np.float32)
@@ -156,22 +169,25 @@ def same_surface(
     other_normal: Float32[np.ndarray, "*n 3"],
     tolerance: Float32[np.ndarray, "*n"],
 ) -> Float32[np.ndarray, "*n"]:
-    """How much a pixel's light says about another's, 0 to 1. A pixel without a surface has a normal of 0: never."""
+    """A weight, 0 to 1, of how likely two pixels show the same surface: similar normals, and a common plane.
+
+    Args:
+        position, normal: of one pixel. A normal of 0 means no surface, and a weight of 0.
+        other_position, other_normal: of the other pixel.
+        tolerance: metres that the other pixel may be off the plane of the first.
+    """
     agreement = np.einsum("...c,...c->...", normal, other_normal)
     distance = np.abs(np.einsum("...c,...c->...", normal, other_position - position))
     return np.clip((agreement - 0.8) * 8, 0, 1) * np.clip(2 - distance / tolerance, 0, 1)
 
 
 def tone_map(light: Float32[np.ndarray, "*s 3"]) -> Float32[np.ndarray, "*s 3"]:
-    """A film's curve, 0 to 1: a little toe, a soft shoulder (K. Narkowicz's fit of the ACES reference, 2015).
-
-    As film does, it takes strong colours back a little: the curve alone would make them gaudy.
-    """
+    """A filmic tone curve to [0, 1] (K. Narkowicz's fit of the ACES reference, 2015), with slight desaturation."""
     luminance = np.einsum("...c,c->...", light, np.float32([0.2126, 0.7152, 0.0722]))[..., None]
     light = 0.8 * (0.85 * light + 0.15 * luminance)
     return np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1)
 
 
 def occlusion(distance: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    """The share of the ambient light that comes from a surface at a distance: corners are dark."""
+    """The share of ambient light from a surface at a distance in metres: near surfaces, as in corners, give less."""
     return 1 - 0.85 * np.exp(-distance / 0.35)

@@ -1,7 +1,7 @@
-"""Shapes to build with. Each stands on y = 0, centred in x and z, its front towards +z; lengths are metres.
+"""Basic shapes and transforms. Shapes stand on y = 0, centred in x and z, front towards +z; lengths are in metres.
 
-Texture coordinates are laid out in metres and divided by `tile`, the side of one repeat of the texture, so that a brick
-has the same size on every wall.
+Texture coordinates are in metres, divided by `tile`, the side of one repeat of the texture. A brick therefore has the
+same size on every wall.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ Triple = tuple[Number, Number, Number]
 
 
 def translation(x: Number, y: Number, z: Number) -> Matrix:
-    """Moves by so many metres."""
+    """A translation in metres."""
     matrix = np.eye(4, dtype=np.float32)
     matrix[:3, 3] = x, y, z
     return matrix
 
 
 def scaling(x: Number, y: Number, z: Number) -> Matrix:
-    """Stretches along the axes."""
+    """A scaling along the axes."""
     return np.diag([x, y, z, 1]).astype(np.float32)
 
 
 def rotation(axis: str, angle: Number) -> Matrix:
-    """Turns about "x", "y" or "z" by `angle` radians, counter-clockwise for who looks along the axis from its tip."""
+    """A rotation about "x", "y" or "z" by `angle` radians, counter-clockwise as seen from the tip of the axis."""
     cosine, sine = np.cos(angle), np.sin(angle)
     first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     matrix = np.eye(4, dtype=np.float32)
@@ -42,7 +42,7 @@ def rotation(axis: str, angle: Number) -> Matrix:
 
 
 def transform(mesh: Mesh, matrix: Float[np.ndarray, "4 4"]) -> Mesh:
-    """The mesh, moved, turned and stretched by an affine map."""
+    """The mesh after an affine map."""
     linear = matrix[:3, :3].astype(np.float64)
     vertices = turn(mesh.vertices, linear.astype(np.float32)) + matrix[:3, 3].astype(np.float32)
     normals = unit(turn(mesh.normals, np.linalg.inv(linear).T.astype(np.float32)))
@@ -50,14 +50,14 @@ def transform(mesh: Mesh, matrix: Float[np.ndarray, "4 4"]) -> Mesh:
 
 
 def turn(vectors: Float[np.ndarray, "n 3"], matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "n 3"]:
-    """The matrix times each row. Plain sums: for matrices this small a BLAS's threads cost more than they save."""
+    """The matrix times each row, as plain sums: the threads of a BLAS are slower for such small matrices."""
     return sum(vectors[:, axis, None] * matrix[:, axis] for axis in range(3))
 
 
 def merge(meshes: Sequence[Mesh]) -> Mesh:
-    """One mesh of many. A material that several of them share is kept once."""
+    """Merges meshes into one. A material that several of them share is kept once."""
     if not meshes:
-        raise ValueError("merge wants at least one mesh, got none")
+        raise ValueError("merge needs at least one mesh, got none")
     materials = {id(material): material for mesh in meshes for material in mesh.materials}
     index = {key: position for position, key in enumerate(materials)}
     starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
@@ -74,17 +74,17 @@ def merge(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def assemble(*parts: tuple[Mesh, Triple]) -> Mesh:
-    """One mesh of parts, each moved to its place."""
+    """Merges parts (mesh, translation) into one mesh."""
     return merge([transform(mesh, translation(*place)) for mesh, place in parts])
 
 
 def bounds(mesh: Mesh) -> Float32[np.ndarray, "2 3"]:
-    """Its lower and its upper corner."""
+    """The lower and the upper corner of the bounding box."""
     return np.stack([mesh.vertices.min(0), mesh.vertices.max(0)])
 
 
 def fit(mesh: Mesh, size: Triple) -> Mesh:
-    """The mesh, stretched to `size`, centred in x and z, standing on y = 0."""
+    """The mesh, scaled along each axis to `size`, centred in x and z, standing on y = 0."""
     lower, upper = bounds(mesh).astype(np.float64)
     extent = upper - lower
     scale = np.where(extent > 1e-6, np.asarray(size) / np.maximum(extent, 1e-6), 1.0)
@@ -93,7 +93,7 @@ def fit(mesh: Mesh, size: Triple) -> Mesh:
 
 
 def unit(vectors: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """The vectors at length 1; a vector of no length stays as it is."""
+    """Scales vectors to length 1. Zero vectors stay zero."""
     length = np.sqrt(np.einsum("...c,...c->...", vectors, vectors))[..., None]
     return vectors / np.where(length > 0, length, 1)
 
@@ -102,7 +102,7 @@ def unit(vectors: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 
 
 def quad(corners: Real[np.ndarray, "4 3"], material: Material, tile: Number = 1.0) -> Mesh:
-    """A parallelogram: corners counter-clockwise as seen from its front; the texture is upright along the last edge."""
+    """A parallelogram, its corners counter-clockwise as seen from the front; v runs along the last edge."""
     corners = np.asarray(corners, np.float64)
     right, up = corners[1] - corners[0], corners[3] - corners[0]
     width, height = np.linalg.norm(right) / tile, np.linalg.norm(up) / tile
@@ -118,7 +118,7 @@ def quad(corners: Real[np.ndarray, "4 3"], material: Material, tile: Number = 1.
 
 
 def box(size: Triple, material: Material, tile: Number = 1.0) -> Mesh:
-    """Six rectangles."""
+    """A cuboid."""
     x, y, z = size[0] / 2, size[1], size[2] / 2
     sides = (
         [[-x, 0, z], [x, 0, z], [x, y, z], [-x, y, z]],  # front
@@ -134,9 +134,13 @@ def box(size: Triple, material: Material, tile: Number = 1.0) -> Mesh:
 def grid(
     points: Float[np.ndarray, "r c 3"], material: Material, uv: Float[np.ndarray, "r c 2"], *, smooth: bool = True
 ) -> Mesh:
-    """A sheet through rows and columns of points, whose front shows columns to the right and rows upwards.
+    """A surface through a grid of points. Seen from the front, columns run to the right and rows upwards.
 
-    `smooth` shades it as the curved surface that the points sample; otherwise each cell is flat.
+    Args:
+        points: rows and columns of points.
+        material: of the whole surface.
+        uv: texture coordinates of the points.
+        smooth: interpolates normals, for a curved surface; otherwise each cell is flat.
     """
     rows, columns = points.shape[:2]
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
@@ -163,7 +167,7 @@ def grid(
 
 
 def _weld(vertices: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Vertices in the same place (a closed sheet's seam, its poles) share their normals."""
+    """Adds up the normals of vertices at the same position, such as the seam and the poles of a closed surface."""
     _, place = np.unique(vertices.round(5), axis=0, return_inverse=True)
     total = np.zeros_like(normals)
     np.add.at(total, place.ravel(), normals)
@@ -178,9 +182,15 @@ def lathe(
     tile: Number = 1.0,
     smooth: bool = True,
 ) -> Mesh:
-    """A profile of (radius, height) from the bottom up, turned about the vertical.
+    """A solid of revolution about the vertical axis.
 
-    A profile that begins or ends at radius 0 is closed there. A point given twice makes a sharp edge.
+    Args:
+        profile: (radius, height) from the bottom up. It is closed at an end of radius 0; a repeated point makes a sharp
+            edge.
+        material: of the whole surface.
+        segments: number of cells around the axis.
+        tile: side of one repeat of the texture, in metres.
+        smooth: whether normals are interpolated.
     """
     profile = np.asarray(profile, np.float64)
     breaks = [0, *(np.flatnonzero(np.all(np.diff(profile, axis=0) == 0, axis=1)) + 1), len(profile)]
@@ -214,14 +224,14 @@ def cylinder(
     segments: int = 20,
     tile: Number = 1.0,
 ) -> Mesh:
-    """Closed; a cone where `top_radius` differs."""
+    """A closed cylinder, or a cone if `top_radius` differs from `radius`."""
     top = radius if top_radius is None else top_radius
     profile = [(0, 0), (radius, 0), (radius, 0), (top, height), (top, height), (0, height)]
     return lathe(profile, material, segments=segments, tile=tile)
 
 
 def sphere(radius: Number, material: Material, *, segments: int = 24, tile: Number = 1.0) -> Mesh:
-    """A ball that rests on y = 0."""
+    """A sphere that rests on y = 0."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
     profile = np.stack([np.cos(angle).clip(0) * radius, (np.sin(angle) + 1) * radius], 1)
     profile[[0, -1], 0] = 0

@@ -1,4 +1,4 @@
-"""OBJ models to meshes: triangles, normals, colours and textures, stretched to the size that the catalogue states."""
+"""Loads OBJ models as meshes, with normals, colours and textures, scaled to the size in the catalogue."""
 
 import io
 import posixpath
@@ -16,18 +16,18 @@ from marigold_jax.rooms.atlas import linear
 from marigold_jax.rooms.scene import Material, Mesh
 
 TEXTURE = 256  # pixels, at most
-ALBEDO = (0.03, 0.9)  # nothing is blacker than coal or whiter than snow
-CLEAR = 0.55  # what is less opaque than this is glass
-# Points of a triangle, as weights of its corners.
+ALBEDO = (0.03, 0.9)  # albedos are clipped to this range, roughly from coal to snow
+CLEAR = 0.55  # materials less opaque than this are glass
+# Sample points of a triangle, as weights of its corners.
 PROBES = np.array(
     [[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4], [2, 2, 1], [2, 1, 2], [1, 2, 2], [8, 1, 0], [0, 1, 8]], float
 )
 PROBES /= PROBES.sum(1, keepdims=True)
-LEAF = 128  # a face whose texture is, on average, less opaque than this (of 255) is a gap between leaves
+LEAF = 128  # faces whose texture has a mean opacity below this (of 255) are gaps between leaves, and are dropped
 
 
 class Resolver(trimesh.resolvers.Resolver):
-    """Gives trimesh the files that lie beside a model. Its interface wants `write` too, which reading never calls."""
+    """Gives trimesh the files beside a model. Its interface requires `write` too, which reading never calls."""
 
     def __init__(self, entry: Entry, folder: str):
         self.entry, self.folder = entry, folder
@@ -47,10 +47,10 @@ class Resolver(trimesh.resolvers.Resolver):
 
 @lru_cache(maxsize=400)
 def load_object(entry: Entry, *, glass: bool) -> Mesh:
-    """The mesh of an entry: its rotation applied, as large as its `size`, centred in x and z, on y = 0.
+    """The mesh of a library entry: rotated, scaled to its size, centred in x and z, standing on y = 0.
 
-    `glass` keeps panes, as dark, glossy surfaces; otherwise what is behind them is seen. Raises ValueError for a file
-    without a surface.
+    `glass` keeps panes as dark, glossy surfaces; otherwise they are removed, and what is behind them is visible. Raises
+    ValueError if the file has no surface.
     """
     resolver = Resolver(entry, posixpath.dirname(entry.path))
     with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def load_object(entry: Entry, *, glass: bool) -> Mesh:
 
 
 def _part(piece: trimesh.Trimesh, glass: bool) -> Mesh | None:
-    """One material's triangles."""
+    """The triangles of one material; None if there are none left."""
     source = getattr(piece.visual, "material", None)
     settings = getattr(source, "kwargs", None) or {}
     opacity = _number(settings.get("d"), 1.0)
@@ -81,7 +81,7 @@ def _part(piece: trimesh.Trimesh, glass: bool) -> Mesh | None:
     diffuse = np.asarray(getattr(source, "diffuse", (200, 200, 200, 255)), np.float64)[:3] / 255
     albedo = linear(diffuse)
     if texture is not None:
-        # Exporters leave Kd black or grey where a texture gives the colour.
+        # Where a texture gives the colour, exporters often leave Kd black or grey.
         albedo = np.ones(3)
     elif opacity < CLEAR:
         albedo = albedo * 0.4 + 0.05
@@ -126,7 +126,7 @@ def _number(value: object, default: float) -> float:
 
 
 def _texture(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
-    """At most `TEXTURE` pixels a side; and its opacity where it has one."""
+    """A texture of at most `TEXTURE` pixels per side, and its opacity if it has an alpha channel."""
     scale = min(1.0, TEXTURE / max(image.size))
     size = tuple(max(1, round(side * scale)) for side in image.size)
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -138,10 +138,10 @@ def _texture(image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.n
 
 
 def _bleed(texture: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "m 3 2"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The texture, with what no face shows painted over in the colours beside it.
+    """Fills the parts of a texture that no face shows with the colours beside them.
 
-    Many a picture is leaves on white paper: seen from afar, where a texel is the mean of many, the paper would shine
-    through.
+    Many textures show leaves on a white background. From a distance, where a texel is the mean of many, the background
+    would be visible.
     """
     height, width = texture.shape[:2]
     points = np.einsum("pk,mkc->mpc", PROBES, uv).reshape(-1, 2) % 1
@@ -150,7 +150,7 @@ def _bleed(texture: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "m 3 2"]) 
         ((1 - points[:, 1]) * height).astype(int).clip(0, height - 1),
         (points[:, 0] * width).astype(int).clip(0, width - 1),
     ] = True
-    # Few and large faces are not met everywhere by the probes; they show all of their texture, as a rule.
+    # A few large faces are not sampled densely enough by the probes; usually they show their whole texture.
     if len(uv) < 200 or shown.mean() > 0.7:
         return texture
     near = np.asarray(Image.fromarray(shown).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
@@ -168,7 +168,7 @@ def _bleed(texture: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "m 3 2"]) 
 
 
 def _opaque(uv: Float[np.ndarray, "m 3 2"], alpha: UInt8[np.ndarray, "h w"]) -> np.ndarray:
-    """Which faces show more leaf than gap: probed at nine points each."""
+    """Which faces are mostly opaque, sampled at nine points each."""
     points = np.einsum("pk,mkc->mpc", PROBES, uv) % 1
     height, width = alpha.shape
     column = (points[..., 0] * width).astype(int).clip(0, width - 1)

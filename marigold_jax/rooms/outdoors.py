@@ -1,4 +1,4 @@
-"""Makers of what stands in built-in streets: trees, people, animals, cars, street furniture, houses."""
+"""Builders of the built-in outdoor models: trees, people, animals, vehicles, street furniture, houses."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from marigold_jax.rooms.scene import Material, Mesh, Vector
 
 
 def tree(rng: Rng, size: Vector) -> Mesh:
-    """A trunk under a crown: balls, a cone of layers, or one egg."""
+    """A trunk with a crown of spheres, of conical layers, or of one ellipsoid."""
     x, y, z = size
     bark, crown = material(rng, "wood"), material(rng, "leaves")
     reach = min(x, z) / 2
@@ -40,7 +40,7 @@ def tree(rng: Rng, size: Vector) -> Mesh:
 
 
 def _rough(rng: Rng, radius: float, surface: Material) -> Mesh:
-    """A ball with bumps."""
+    """A bumpy sphere."""
     ball = sphere(radius, surface, segments=20, tile=1.2)
     directions = meshes.unit(ball.vertices - np.array([0, radius, 0], np.float32))
     bumps = np.zeros(len(directions))
@@ -51,7 +51,7 @@ def _rough(rng: Rng, radius: float, surface: Material) -> Mesh:
 
 
 def person(rng: Rng, size: Vector) -> Mesh:
-    """Legs, trunk, arms, a head with hair."""
+    """A standing person: legs, trunk, arms and a head with hair."""
     x, y, _ = size
     skin, shirt, trousers, hair = (material(rng, name, gloss=0.0) for name in ("skin", "paint", "paint", "dark"))
     leg, wide = y * 0.48, min(x, 0.5)
@@ -78,7 +78,7 @@ def person(rng: Rng, size: Vector) -> Mesh:
 
 
 def animal(rng: Rng, size: Vector) -> Mesh:
-    """Four legs, a trunk, a head that looks ahead, and a tail."""
+    """Four legs, a trunk, a head that faces forwards, and a tail."""
     x, y, z = size
     fur = material(rng, "carpet", "dark", "skin", gloss=0.0)
     body = transform(sphere(0.5, fur, segments=18), meshes.scaling(x * 0.9, y * 0.42, z * 0.72))
@@ -96,7 +96,7 @@ def animal(rng: Rng, size: Vector) -> Mesh:
 
 
 def vehicle(rng: Rng, size: Vector) -> Mesh:
-    """A car or a van: wheels, body, cabin with dark panes, lights. It drives towards +z."""
+    """A car or a van that faces +z: wheels, body, cabin with dark panes, lights."""
     x, y, z = size
     paint, glass, tyre = (
         material(rng, "paint", "white", "dark", "metal", gloss=0.5),
@@ -136,7 +136,7 @@ def vehicle(rng: Rng, size: Vector) -> Mesh:
 
 
 def _extruded(outline: Sequence[Sequence[float]], width: float, surface: Material) -> Mesh:
-    """A convex outline of (z, y), made `width` wide."""
+    """A convex outline of (z, y), extruded along x to `width`."""
     column = meshes.prism(np.array([[z, -y] for z, y in outline]), width, surface)
     # The column stands along y over (x, z) = (z, -y): turn it to lie along x.
     turn = np.array([[0, 1, 0, -width / 2], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
@@ -149,7 +149,7 @@ def _extruded(outline: Sequence[Sequence[float]], width: float, surface: Materia
 
 
 def street_item(rng: Rng, size: Vector) -> Mesh:
-    """A lamp post, a bench, a bin, a sign or a bollard, by what its size allows."""
+    """A lamp post, a sign, a bench or a bin, depending on its size."""
     x, y, z = size
     metal = material(rng, "metal", "dark", "green")
     if y > 1.8:
@@ -186,7 +186,7 @@ def street_item(rng: Rng, size: Vector) -> Mesh:
 
 
 def building(rng: Rng, size: Vector) -> Mesh:
-    """A house: walls with windows, under a flat or a pitched roof."""
+    """A house with painted windows and a flat or pitched roof."""
     x, y, z = size
     wall = Material((1.0, 1.0, 1.0), picture_of("facade", int(rng.integers(1 << 20))))
     cover = material(rng, "roof")

@@ -1,4 +1,4 @@
-"""What the built-in furniture is made of: textures by family, and plain materials."""
+"""Materials of the built-in furniture: textures by family, and plain colours."""
 
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ def picture_of(family: str, seed: int) -> np.ndarray:
 
 
 def material(rng: Rng, *families: str, gloss: float | None = None) -> Material:
-    """One of the named families, or "paint", which is a plain colour, as "metal" is, or "dark"."""
+    """Draws a material of one of the families: a key of `textures.FAMILIES`, or of `PLAIN` for a plain colour."""
     family = families[rng.integers(len(families))]
     if family in PLAIN:
         ranges, shine = PLAIN[family]
@@ -35,5 +35,5 @@ def material(rng: Rng, *families: str, gloss: float | None = None) -> Material:
 
 
 def glowing(strength: float | int = 3) -> Material:
-    """A lit shade or bulb."""
+    """The material of a lit shade or bulb; `strength` scales its radiance."""
     return Material((0.8, 0.75, 0.65), glow=(1.0 * strength, 0.85 * strength, 0.6 * strength))

@@ -1,7 +1,8 @@
-"""Where things may stand: upright boxes that keep out of each other's way, along walls, in corners, around tables.
+"""Places objects without collisions: along walls, in corners, around and on tables. An object is an upright box here.
 
-Seen from above, +x is to the right and +z towards the viewer. An angle turns about the vertical: the front of a thing
-at angle 0 looks to +z, at 90 degrees to +x. Every search tries a few places at random and gives up with None.
+Seen from above, +x is to the right and +z towards the viewer. An angle is a rotation about the vertical: the front of
+an object faces +z at angle 0, and +x at 90 degrees. Every search tries a few random places, and returns None if none of
+them is free.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +19,21 @@ from marigold_jax.rooms.catalogue import Model
 from marigold_jax.rooms.scene import Instance, Material
 
 TRIES = 24
-TOP_CELLS = 24  # the surface of a table is known on a grid of so many cells each way
-FLAT = 0.002  # metres: what a surface may vary by under a thing that stands on it
-EDGE = 0.015  # metres: how far from the edge of a table things stay
+TOP_CELLS = 24  # rows and columns of the grid on which the height of a table's surface is measured
+FLAT = 0.002  # metres that a surface may vary by under an object that stands on it
+EDGE = 0.015  # metres that objects keep from the edge of a table
 
 
 @dataclass(frozen=True)
 class Box:
-    """An upright box: centre and half sizes seen from above, its angle, and from `low` to `high` above the floor."""
+    """An upright box, in metres and radians.
+
+    Attributes:
+        x, z: its centre, seen from above.
+        half_width, half_depth: half its sides, seen from above.
+        angle: about the vertical.
+        low, high: its lower and upper end above the floor.
+    """
 
     x: float
     z: float
@@ -36,7 +44,7 @@ class Box:
     high: float = inf
 
     def point(self, right: float, forward: float) -> tuple[float, float]:
-        """The world's (x, z) of a point in the box's own frame."""
+        """The world coordinates (x, z) of a point in the box's own frame."""
         c, s = cos(self.angle), sin(self.angle)
         return self.x + right * c + forward * s, self.z - right * s + forward * c
 
@@ -45,7 +53,7 @@ class Box:
         return [self.point(-w, -d), self.point(w, -d), self.point(w, d), self.point(-w, d)]
 
     def grown(self, sides: float, front: float = 0.0) -> "Box":
-        """A larger box: by `sides` all around, and by `front` more in front."""
+        """A box that is larger by `sides` on all sides, and by another `front` in front."""
         x, z = self.point(0.0, front / 2)
         return replace(
             self, x=x, z=z, half_width=self.half_width + sides, half_depth=self.half_depth + sides + front / 2
@@ -54,7 +62,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Wall:
-    """A straight wall, which begins at (x, z) and runs `length` metres to the right of who looks at it from inside."""
+    """A straight wall. It begins at (x, z) and extends `length` metres to the right, as seen from inside."""
 
     x: float
     z: float
@@ -63,22 +71,30 @@ class Wall:
 
     @property
     def angle(self) -> float:
-        """Of what stands with its back to the wall."""
+        """The angle of an object with its back to the wall."""
         return atan2(-self.direction[1], self.direction[0])
 
     def point(self, along: float, inward: float) -> tuple[float, float]:
+        """The world coordinates (x, z) of a point `along` the wall and `inward` from it, in metres."""
         dx, dz = self.direction
         return self.x + along * dx - inward * dz, self.z + along * dz + inward * dx
 
     def box(self, along: float, width: float, depth: float, gap: float = 0.0, low: float = -inf, high: float = inf):
-        """A box whose back is `gap` from the wall, centred at `along`."""
+        """A box whose back is `gap` metres from the wall, centred at `along`."""
         x, z = self.point(along, gap + depth / 2)
         return Box(x, z, width / 2, depth / 2, self.angle, low, high)
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A model that has its place. `scale` is along its own three axes; `paint` changes its materials, if anything."""
+    """A model at its place.
+
+    Attributes:
+        model: from the catalogue.
+        box: that it occupies.
+        scale: along its own three axes.
+        paint: changes its materials; None keeps them.
+    """
 
     model: Model
     box: Box
@@ -86,7 +102,7 @@ class Placed:
     paint: Callable[[Material], Material] | None
 
     def instance(self) -> Instance:
-        """As the scene wants it. Only here is the model loaded."""
+        """The instance for the scene. This loads the model's mesh."""
         mesh = self.model.load()
         if self.paint is not None:
             mesh = replace(mesh, materials=tuple(map(self.paint, mesh.materials)))
@@ -95,7 +111,14 @@ class Placed:
 
 @dataclass
 class Plan:
-    """A floor: a rectangle (x from, z from, x to, z to), its walls, what is taken, and what has been placed so far."""
+    """A floor and the objects on it.
+
+    Attributes:
+        bounds: the rectangle (smallest x, smallest z, largest x, largest z), in metres.
+        walls: around it.
+        taken: occupied boxes.
+        placed: objects so far.
+    """
 
     bounds: tuple[float, float, float, float]
     walls: tuple[Wall, ...] = ()
@@ -103,7 +126,7 @@ class Plan:
     placed: list[Placed] = field(default_factory=list)
 
     def free(self, box: Box, gap: float = 0.02, front: float = 0.0) -> bool:
-        """Whether the box lies within the bounds and stays `gap` away from what is taken (and `front` in front)."""
+        """Whether a box is within the bounds and at least `gap` metres (in front, also `front`) from occupied ones."""
         x0, z0, x1, z1 = self.bounds
         if not all(x0 <= x <= x1 and z0 <= z <= z1 for x, z in box.corners()):
             return False
@@ -111,7 +134,7 @@ class Plan:
         return not any(overlap(larger, other) for other in self.taken)
 
     def put(self, placed: Placed, solid: bool = True) -> Placed:
-        """Places it; what is `solid` takes its space from now on, a rug does not."""
+        """Adds an object. If it is `solid`, its box is occupied from now on."""
         self.placed.append(placed)
         if solid:
             self.taken.append(placed.box)
@@ -119,7 +142,7 @@ class Plan:
 
 
 def overlap(a: Box, b: Box) -> bool:
-    """Whether two boxes share space: no axis of either separates them."""
+    """Whether two boxes overlap, by the separating axis theorem."""
     if a.low >= b.high or b.low >= a.high:
         return False
     dx, dz = b.x - a.x, b.z - a.z
@@ -138,23 +161,26 @@ def overlap(a: Box, b: Box) -> bool:
 def transform(
     x: float, y: float, z: float, angle: float = 0.0, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> Float32[np.ndarray, "4 4"]:
-    """Scales along the own axes, turns about the vertical, then moves to (x, y, z)."""
+    """The matrix that scales along the object's own axes, rotates about the vertical, then moves to (x, y, z).
+
+    `angle` is in radians.
+    """
     c, s = cos(angle), sin(angle)
     a, b, d = scale
     return np.array([[c * a, 0, s * d, x], [0, b, 0, y], [-s * a, 0, c * d, z], [0, 0, 0, 1]], np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------- a thing
+# ----------------------------------------------------------------------------------------------------------- one object
 
 
 def pick(random: np.random.Generator, models: Iterable[Model], fits: Callable[[Model], bool] = lambda _: True):
-    """One of the models that fit, or None."""
+    """A random one of the models that fit, or None."""
     models = [model for model in models if fits(model)]
     return models[random.integers(len(models))] if models else None
 
 
 def draw_paint(random: np.random.Generator, kind: str) -> Callable[[Material], Material] | None:
-    """Other colours than the model's own, or None for those: people dress as they like, a third of the rest is dyed."""
+    """Draws a change of colours, or None for the model's own: for every person, and a third of the other models."""
     if kind == "person":
         return _dress(random)
     if random.random() >= 0.35:
@@ -170,7 +196,7 @@ def draw_paint(random: np.random.Generator, kind: str) -> Callable[[Material], M
 
 
 def _dress(random: np.random.Generator) -> Callable[[Material], Material]:
-    """Grey clothes in any colour; what is coloured, as skin is, stays as it is, but for being lighter or darker."""
+    """Gives grey materials, such as clothes, a random colour; coloured ones, such as skin, only another brightness."""
     shade = random.uniform(0.7, 1.6)
     cloth = random.uniform(0.03, 0.6, (8, 1)) * random.uniform(0.3, 1.0, (8, 3))
     cloth = iter(cloth.tolist() * 8)
@@ -196,7 +222,16 @@ def at(
     low: float = 0.0,
     scale: float | tuple[float, float, float] = 1.0,
 ) -> Placed:
-    """The model there, its lowest point at `low`."""
+    """A model at a place.
+
+    Args:
+        random: draws its colours.
+        model: from the catalogue.
+        x, z: of its centre, in metres.
+        angle: radians about the vertical.
+        low: height of its lowest point, in metres.
+        scale: of all axes, or of each.
+    """
     scale = (scale, scale, scale) if isinstance(scale, float) else scale
     width, height, depth = (size * factor for size, factor in zip(model.size, scale, strict=True))
     box = Box(x, z, width / 2, depth / 2, angle, low, low + height)
@@ -216,7 +251,18 @@ def against_wall(
     corner: bool = False,
     walls: tuple[Wall, ...] | None = None,
 ) -> Placed | None:
-    """Back to a wall, front inwards, `gap` from the wall; at one of its ends if `corner`."""
+    """Places a model with its back to a wall.
+
+    Args:
+        plan: of the room.
+        random: draws the wall and the place.
+        model: to be placed.
+        low: height of its lowest point, in metres.
+        gap: metres from the wall.
+        front: metres that must be free in front of it.
+        corner: whether it is placed at one end of the wall.
+        walls: to choose from; None for all.
+    """
     walls = plan.walls if walls is None else walls
     walls = [wall for wall in walls if wall.length > model.size[0] + 0.07]
     if not walls:
@@ -235,7 +281,16 @@ def against_wall(
 def on_floor(
     plan: Plan, random: np.random.Generator, model: Model, gap: float = 0.05, middle: float = 0.0, aligned: bool = False
 ) -> Placed | None:
-    """Anywhere that is free, at least `middle` metres from the edge of the floor; parallel to walls if `aligned`."""
+    """Places a model anywhere on the floor.
+
+    Args:
+        plan: of the room.
+        random: draws the place.
+        model: to be placed.
+        gap: metres from other objects.
+        middle: metres from the edge of the floor.
+        aligned: whether it is parallel to the walls.
+    """
     x0, z0, x1, z1 = plan.bounds
     for _ in range(TRIES):
         margin = max(middle, 0.05) + min(model.size[0], model.size[2]) / 2
@@ -252,7 +307,16 @@ def on_floor(
 def beside(
     plan: Plan, random: np.random.Generator, model: Model, neighbour: Box, side: int, gap: float = 0.05
 ) -> Placed | None:
-    """To the right (`side` 1) or left (-1) of the neighbour, backs in line."""
+    """Places a model beside another object, with their backs aligned.
+
+    Args:
+        plan: of the room.
+        random: draws its colours.
+        model: to be placed.
+        neighbour: the box of the other object.
+        side: 1 for its right, -1 for its left.
+        gap: metres between the two.
+    """
     right = side * (neighbour.half_width + gap + model.size[0] / 2)
     x, z = neighbour.point(right, model.size[2] / 2 - neighbour.half_depth)
     placed = at(random, model, x, z, neighbour.angle)
@@ -269,7 +333,18 @@ def facing(
     side: float = 0.0,
     jitter: float = 0.05,
 ) -> Placed | None:
-    """In front of the target (turned by `side` about it), `gap` away and `right` off its middle, looking at it."""
+    """Places a model so that it faces another object.
+
+    Args:
+        plan: of the room.
+        random: draws the deviation of the angle.
+        model: to be placed.
+        target: the box of the other object.
+        right: metres to the right of the target's middle.
+        gap: metres between the two.
+        side: of the target, in radians: 0 is its front, pi its back.
+        jitter: standard deviation of the angle, in radians.
+    """
     across = sin(side) ** 2
     reach = target.half_depth * (1 - across) + target.half_width * across
     forward = reach + gap + model.size[2] / 2
@@ -284,7 +359,7 @@ def facing(
 
 @lru_cache(maxsize=512)
 def _tops(model: Model) -> Float32[np.ndarray, "cells cells"]:
-    """How high the model is, on a grid over its footprint (rows along z) seen from above; -1 where there is nothing."""
+    """The height of a model on a grid over its footprint (rows along z), seen from above; -1 where it has a hole."""
     mesh = model.load()
     scene = rtcore_scene.EmbreeScene()
     TriangleMesh(scene, np.ascontiguousarray(mesh.vertices[mesh.faces], np.float32))
@@ -307,10 +382,16 @@ def on_top(
     turn: float = pi,
     gap: float = 0.01,
 ) -> Placed | None:
-    """On the surface of what is already placed, where that is flat and free.
+    """Places a model on another object, where its surface is flat and free.
 
-    `where` is the wished place, each from -1 to 1 (left to right, back to front); `turn`: how far its front may look
-    away from that of the support.
+    Args:
+        plan: of the room.
+        random: draws the place.
+        model: to be placed.
+        support: the object to stand on.
+        where: the preferred place, -1 to 1 from left to right and from back to front; None for any.
+        turn: largest angle between their fronts, in radians.
+        gap: metres from other objects.
     """
     surface = support.model.top
     if surface is None:
@@ -329,7 +410,7 @@ def on_top(
         right, forward = random.uniform(-room_x, room_x), random.uniform(-room_z, room_z)
         if where is not None and attempt < TRIES // 2:
             right, forward = where[0] * room_x, where[1] * room_z
-        # The cells that the thing touches, which must all be there, level, and at the height of the top.
+        # All cells below the object must exist, be level, and be at the height of the top.
         columns = _cells(right - reach_x, right + reach_x, width)
         rows = _cells(forward - reach_z, forward + reach_z, depth)
         under = heights[rows, columns]
@@ -351,7 +432,7 @@ def _cells(start: float, stop: float, size: float) -> slice:
 
 
 def polygon_walls(corners: list[tuple[float, float]]) -> Iterator[Wall]:
-    """The walls around a floor, whose corners (x, z) go counterclockwise where z is drawn upwards."""
+    """The walls around a floor. Its corners (x, z) are counterclockwise if z is drawn upwards."""
     for (x, z), (next_x, next_z) in zip(corners, corners[1:] + corners[:1], strict=True):
         length = hypot(next_x - x, next_z - z)
         yield Wall(x, z, ((next_x - x) / length, (next_z - z) / length), length)

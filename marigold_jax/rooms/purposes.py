@@ -1,4 +1,4 @@
-"""What a room is for decides what stands in it: `PURPOSES` is the table, one row after the other."""
+"""The purposes of rooms (living room, kitchen, ...) and their furniture, one row each in `PURPOSES`."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,15 @@ from marigold_jax.rooms.shell import build_shell, draw_room
 
 @dataclass(frozen=True)
 class Purpose:
-    """`rows`: what is done, at least and at most how often, in this order. `area`: square metres."""
+    """One purpose of a room.
+
+    Attributes:
+        share: the probability that a room has this purpose, up to normalisation.
+        area: smallest and largest, in square metres.
+        windows: smallest and largest number.
+        rows: groups of furniture in the order in which they are added, each with its smallest and largest number.
+        tiled: whether floor and walls are tiled.
+    """
 
     share: float
     area: tuple[float, float]
@@ -133,7 +141,7 @@ PURPOSES = {
         ((storage, 2, 6), (along_wall("floor_item"), 1, 5), (anywhere("floor_item", "chair"), 0, 6)),
     ),
 }
-# In every room, after that.
+# Added to every room afterwards.
 EVERYWHERE = (
     (along_wall("shelf", "chest", "cabinet", "chair", "plant", "floor_item", "low_table", "armchair", front=0.2), 0, 5),
     (curtains, 1, 1),
@@ -149,7 +157,7 @@ EVERYWHERE = (
 
 
 def furnish(random: np.random.Generator, catalogue: Catalogue, purpose: str | None = None) -> Home:
-    """A room of that purpose, or of one drawn from the table, with everything in it."""
+    """Builds and furnishes a room of a purpose: a key of `PURPOSES`, or None for a random one."""
     names = list(PURPOSES)
     chances = np.array([PURPOSES[name].share for name in names])
     purpose = purpose or names[random.choice(len(names), p=chances / chances.sum())]

@@ -1,4 +1,4 @@
-"""Coarse rays through a scene: what a camera would see, before it is decided to stand there."""
+"""Casts a few rays through a scene, to judge what a camera would see before the view is accepted."""
 
 from dataclasses import dataclass
 from math import tan
@@ -15,7 +15,7 @@ COARSE = (12, 16)  # rows and columns of rays
 
 @dataclass(frozen=True, eq=False)
 class Rays:
-    """An Embree scene of all triangles; `first` is the number of the first triangle of each instance."""
+    """An Embree scene of all triangles; `first` is the index of the first triangle of each instance."""
 
     scene: rtcore_scene.EmbreeScene
     vertices: Float32[np.ndarray, "n 3"]
@@ -25,7 +25,15 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class Glance:
-    """What the rays of a camera hit. `depth`: along the optical axis, infinite for the sky; `instance`: -1 there."""
+    """What the rays of a camera hit. For the sky, distance and depth are infinite, and instance is -1.
+
+    Attributes:
+        distance: from the camera, in metres.
+        depth: along the optical axis, in metres.
+        points: that were hit.
+        normals: unit, towards the camera.
+        instance: index of the instance that was hit.
+    """
 
     distance: Float32[np.ndarray, " rays"]
     depth: Float32[np.ndarray, " rays"]
@@ -35,7 +43,7 @@ class Glance:
 
 
 def build_rays(instances: list[Instance]) -> Rays:
-    """Gathers the triangles of all instances."""
+    """Builds the Embree scene of all instances."""
     vertices = np.concatenate(
         [each.mesh.vertices @ each.transform[:3, :3].T + each.transform[:3, 3] for each in instances]
     )
@@ -48,7 +56,12 @@ def build_rays(instances: list[Instance]) -> Rays:
 
 
 def cast(rays: Rays, origins: Float32[np.ndarray, "n 3"], directions: Float32[np.ndarray, "n 3"]):
-    """Distances in lengths of the directions (infinite for none), and the triangles that are hit (-1 for none)."""
+    """Casts rays.
+
+    Returns:
+        The distance to the nearest surface, in lengths of each direction, infinite for none; and the index of the
+        triangle that was hit, -1 for none.
+    """
     hits = rays.scene.run(
         np.ascontiguousarray(origins, np.float32), np.ascontiguousarray(directions, np.float32), output=True
     )
@@ -57,7 +70,7 @@ def cast(rays: Rays, origins: Float32[np.ndarray, "n 3"], directions: Float32[np
 
 
 def glance(rays: Rays, camera: Camera, grid: tuple[int, int] = COARSE) -> Glance:
-    """A look through the camera with few rays, in the proportions 4 : 3."""
+    """Casts a grid of rays through a camera, with aspect ratio 4 : 3."""
     rows, columns = grid
     reach = tan(camera.field_of_view / 2)
     x, y = np.meshgrid(

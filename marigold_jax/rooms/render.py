@@ -1,9 +1,9 @@
-"""Pictures of a scene, with the depth and the normals that belong to them: ray casting with Embree, shading with NumPy.
+"""Renders images of a scene with depth and normals: ray casting with Embree, shading with NumPy.
 
     renderer = Renderer(scene)                     # once: merges the meshes, builds the acceleration structure
     frame = renderer.frame(0, (144, 192), samples=2, seed=0)
 
-Depth and normals come from one ray through each pixel's centre. Colour is the mean of `samples`² rays.
+Depth and normals come from one ray through the centre of each pixel. Colour is the mean of `samples`² rays.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from marigold_jax.rooms.scene import Camera, Scene
 
 Vectors = Float32[np.ndarray, "n 3"]
 
-SKY_RAYS = 3  # of ambient light, a pixel
-FAR = 1e9
-MIRROR = 0.04  # what reflects less than this share is not worth a ray
+SKY_RAYS = 3  # of ambient light, per pixel
+FAR = 1e9  # metres: the length of a ray
+MIRROR = 0.04  # smaller reflectances are ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Where rays met surfaces; one row for each ray that did. `index` says which ray."""
+    """Where rays hit surfaces, with one row for each ray that did; `index` is the number of the ray."""
 
     index: Int[np.ndarray, " n"]
     distance: Float32[np.ndarray, " n"]  # in lengths of the ray's direction
@@ -58,10 +58,10 @@ class Hits:
 
 @dataclass(frozen=True, eq=False)
 class Centres:
-    """What pixels' centres see, and the light that arrives there. Where there is no surface, the normal is 0.
+    """The surface at the centre of each pixel, and the light that it receives. Without a surface, the normal is 0.
 
-    `light` has the ambient irradiance, the share of the lamps' that is not shaded (both in three colours), and the
-    sun's share.
+    The channels of `light` are the ambient irradiance (three colours), the unshaded share of the lamps' irradiance
+    (three colours), and the unshaded share of the sun's.
     """
 
     position: Float32[np.ndarray, "h w 3"]
@@ -71,7 +71,7 @@ class Centres:
 
 
 class Renderer:
-    """A scene, ready to be seen from each of its cameras."""
+    """Renders a scene from each of its cameras."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
@@ -94,7 +94,7 @@ class Renderer:
         self.mean_color[textured] *= self.atlas.mean[self.texture[textured]]
         self.texels = self._texel_density(corners, across)
 
-        # A lamp's own shade and bulb must not put it in the shade: what glows is apart from what casts shadows.
+        # The shade and bulb of a lamp must not block its own light, so glowing surfaces cast no shadows.
         shining = self.glow.any(1)[mesh.material]
         self.groups = [
             (_embree(mesh.vertices, mesh.faces[group]), group)
@@ -102,7 +102,7 @@ class Renderer:
         ]
 
     def _texel_density(self, corners: np.ndarray, across: np.ndarray) -> Float32[np.ndarray, " m"]:
-        """Texels of the full-size texture along a metre of each face."""
+        """Texels of the full-size texture per metre on each face."""
         uv = self.uv[self.faces].astype(np.float64)
         a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
         stretch = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / np.maximum(np.linalg.norm(across, axis=1), 1e-12)
@@ -113,7 +113,7 @@ class Renderer:
     # ------------------------------------------------------------------------------------------------------------- rays
 
     def _nearest(self, origins: Vectors, directions: Vectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each ray the face it meets first, or -1; how far off, in lengths of its direction; and where on it."""
+        """The first face that each ray hits (-1 for none), the distance in lengths of the ray, and where on it."""
         origins, directions = _rows(origins), _rows(directions)
         face, distance = np.full(len(origins), -1), np.full(len(origins), FAR, np.float32)
         place = np.zeros((len(origins), 2), np.float32)
@@ -142,7 +142,7 @@ class Renderer:
     def reach(
         self, origins: Vectors, directions: Vectors, length: Float32[np.ndarray, " n"] | None = None
     ) -> Bool[np.ndarray, " n"]:
-        """True where no surface that casts shadows is in the way, up to a length (in lengths of a ray's direction)."""
+        """Whether no shadow-casting surface is on each ray, up to `length` (in lengths of its direction)."""
         embree, group = self.groups[0]
         if not len(group):
             return np.ones(len(origins), bool)
@@ -153,7 +153,14 @@ class Renderer:
     # ----------------------------------------------------------------------------------------------------------- frames
 
     def frame(self, view: int, size: tuple[int, int], samples: int = 2, seed: int = 0) -> Frame:
-        """What camera `view` sees, at (height, width). The same arguments give the same bytes."""
+        """Renders a view. The same arguments always give the same bytes.
+
+        Args:
+            view: index of the camera.
+            size: (height, width) in pixels.
+            samples: colour rays along each side of a pixel.
+            seed: of the sampling pattern of light.
+        """
         height, width = size
         camera = self.scene.cameras[view]
         rng = np.random.default_rng([seed, view])
@@ -186,7 +193,7 @@ class Renderer:
     # ---------------------------------------------------------------------------------------------------------- shading
 
     def _light_at_centres(self, hits: Hits, camera: Camera, size: tuple[int, int], rng: np.random.Generator) -> Centres:
-        """The light at every pixel, smooth."""
+        """Estimates the light at the centre of every pixel, and smooths it over pixels of the same surface."""
         height, width = size
         rank = lighting.ranks(size).ravel()[hits.index]
         blocks = lighting.PERIOD**2
@@ -235,7 +242,7 @@ class Renderer:
         return Centres(position, normal, tolerance, np.concatenate([ambient, share, stack[..., 9:]], -1))
 
     def _ambient(self, origins: Vectors, directions: Vectors) -> Vectors:
-        """Radiance that arrives along rays: the sky's, or the ambient light in the colour of what is hit."""
+        """The radiance that arrives along rays: of the sky, or the ambient light tinted by the surface that is hit."""
         face, distance, _ = self._nearest(origins, directions)
         hit = face >= 0
         radiance = np.empty((len(origins), 3), np.float32)
@@ -253,7 +260,16 @@ class Renderer:
         samples: int,
         light: Centres,
     ) -> Vectors:
-        """The radiance that leaves surfaces towards the camera."""
+        """The radiance that leaves surfaces towards the camera.
+
+        Args:
+            hits: where the rays hit surfaces.
+            directions: of these rays.
+            camera: that is rendered.
+            size: (height, width) of the image.
+            samples: rays along each side of a pixel.
+            light: at the centres of pixels.
+        """
         length = np.linalg.norm(directions, axis=1)
         view = -directions / length[:, None]
         pixel = 2 * np.tan(camera.field_of_view / 2) / size[1]
@@ -274,7 +290,7 @@ class Renderer:
             shine += _highlight(view, towards, hits.normal, gloss) * incoming
 
         cosine = _dot(view, hits.normal).clip(0, 1)
-        facing = 0.04 + 0.85 * np.clip((gloss - 0.8) / 0.2, 0, 1)  # polished beyond 0.8, it is metal: a mirror
+        facing = 0.04 + 0.85 * np.clip((gloss - 0.8) / 0.2, 0, 1)  # above a gloss of 0.8, a metallic mirror
         mirror = (gloss * (facing + (1 - facing) * (1 - cosine) ** 5)).astype(np.float32)
         mirror[mirror < MIRROR] = 0
         radiance = albedo * irradiance * (1 - mirror)[:, None] + 0.25 * shine + self.glow[material]
@@ -286,7 +302,7 @@ class Renderer:
         return radiance
 
     def _reflection(self, origins: Vectors, directions: Vectors, pixel: float) -> Vectors:
-        """The radiance that comes along rays, in simpler light: no soft shadows, no second reflection."""
+        """The radiance that arrives along mirror rays, in simpler light: no soft shadows, no second reflection."""
         hits = self.cast(origins, directions)
         radiance = lighting.clouded_sky(self.scene.sky, directions)
         albedo = self._albedo(hits, -directions[hits.index], 2 * hits.distance * pixel, np.zeros(len(hits.index)))
@@ -301,9 +317,13 @@ class Renderer:
         return radiance
 
     def _albedo(self, hits: Hits, view: Vectors, width: np.ndarray, dither: np.ndarray) -> Vectors:
-        """Colours of surfaces; `width` is what a ray covers there, in metres across itself.
+        """The colours of surfaces, from their material and texture.
 
-        Textures are seen at the level at which a texel is as wide as that. `dither` (0 to 1) mixes two levels.
+        Args:
+            hits: where rays hit surfaces.
+            view: unit directions to the camera.
+            width: of each ray there, in metres. It chooses the level of the texture pyramid.
+            dither: 0 to 1, added to the level so that rays of a pixel mix two levels.
         """
         material = self.material[hits.face]
         color = self.color[material]
@@ -342,7 +362,7 @@ def _intrinsics(camera: Camera, size: tuple[int, int]) -> Float32[np.ndarray, "3
 
 
 def _camera_rays(camera: Camera, size: tuple[int, int], samples: int) -> tuple[Vectors, Vectors]:
-    """`samples`² rays a pixel on a regular grid, row by row. They advance a metre along the optical axis per unit."""
+    """`samples`² rays per pixel on a regular grid, row by row, of length 1 metre along the optical axis."""
     height, width = size
     tangent = np.tan(camera.field_of_view / 2)
     x = ((np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1) * tangent
@@ -355,14 +375,14 @@ def _camera_rays(camera: Camera, size: tuple[int, int], samples: int) -> tuple[V
 def _highlight(
     view: Vectors, towards: Vectors, normal: Vectors, gloss: Float32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n 1"]:
-    """Blinn's highlight, sharper and stronger the more a surface is polished."""
+    """A Blinn highlight, which is sharper and stronger on glossier surfaces."""
     half = unit(view + towards)
     sharp = 2 ** (3 + 7 * gloss)
     return ((sharp + 8) / 8 * gloss * _dot(half, normal).clip(0) ** sharp)[:, None].astype(np.float32)
 
 
 def _from_centres(hits: Hits, light: Centres, size: tuple[int, int], samples: int) -> Float32[np.ndarray, "n 7"]:
-    """The light at rays between pixels' centres: of the four centres around, those on the same surface, mixed."""
+    """Interpolates the light at rays from the four nearest pixel centres that show the same surface."""
     height, width = size
     row, column = np.divmod(hits.index, width * samples)
     y, x = (row + 0.5) / samples - 0.5, (column + 0.5) / samples - 0.5
@@ -377,7 +397,7 @@ def _from_centres(hits: Hits, light: Centres, size: tuple[int, int], samples: in
             near = np.abs(1 - down - (y - top)) * np.abs(1 - across - (x - left))
             normal = normals[pixel]
             same = lighting.same_surface(hits.position, hits.normal, positions[pixel], normal, tolerances[pixel])
-            # A thin thing that no centre met takes what light there is around.
+            # A thin object that no centre hit takes the light around it.
             weight = (near * (same + 1e-4 * (_dot(normal, normal) > 0))).astype(np.float32)
             total += lights[pixel] * weight[:, None]
             weights += weight

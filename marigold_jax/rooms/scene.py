@@ -1,4 +1,4 @@
-"""What a scene consists of. Builders (`interior`, `still_life`, `street`) make scenes, `render` makes pictures of them.
+"""The parts of a scene. `interior`, `still_life` and `street` build scenes, and `render` makes images of them.
 
 The world is in metres: x right, y up, z towards the viewer, right-handed. Colours are linear RGB, not sRGB.
 """
@@ -14,10 +14,13 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """What a surface reflects: `color` (albedo, 0 to 1), times the texture where there is one.
+    """The material of a surface.
 
-    A texture is sRGB and repeats; its v axis points up, row 0 is the top of the image. `gloss` is the strength of the
-    mirror-like part, 0 (plaster) to 1 (polished). `glow` is light that the surface sends out by itself.
+    Attributes:
+        color: albedo, 0 to 1; multiplied by the texture, if there is one.
+        texture: sRGB, repeating; the v axis points up, and row 0 is the top of the image.
+        gloss: strength of the mirror-like reflection, 0 (plaster) to 1 (polished).
+        glow: emitted radiance.
     """
 
     color: Color = (0.8, 0.8, 0.8)
@@ -28,7 +31,7 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Triangles. `normals` are those of the vertices, smooth or not, for shading; faces are seen from both sides."""
+    """Triangles, visible from both sides. `normals` are vertex normals for shading, and may be smooth."""
 
     vertices: Float32[np.ndarray, "n 3"]
     normals: Float32[np.ndarray, "n 3"]
@@ -40,7 +43,7 @@ class Mesh:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """A mesh, somewhere: `transform` maps its coordinates to those of the world."""
+    """A mesh in the world: `transform` maps its coordinates to world coordinates."""
 
     mesh: Mesh
     transform: Float32[np.ndarray, "4 4"]
@@ -48,7 +51,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A glowing ball, which casts soft shadows. `power`: the irradiance at a distance of one metre."""
+    """A spherical light, which casts soft shadows. `power` is the irradiance at a distance of one metre."""
 
     position: Vector
     radius: float
@@ -57,18 +60,31 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Sky:
-    """What is seen, and shines in, where there is no surface. `sun`: irradiance on a surface that faces it."""
+    """The sky, which is visible where there is no surface, and a source of light.
+
+    Attributes:
+        zenith, horizon: radiance.
+        sun: irradiance of a surface that faces the sun.
+        to_sun: unit vector towards the sun.
+        sun_radius: radians.
+    """
 
     zenith: Color
     horizon: Color
     sun: Color = (0.0, 0.0, 0.0)
-    to_sun: Vector = (0.0, 1.0, 0.0)  # a unit vector
-    sun_radius: float = 0.01  # radians
+    to_sun: Vector = (0.0, 1.0, 0.0)
+    sun_radius: float = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """`axes`: its right, up and backward directions as columns. `field_of_view`: radians, horizontal."""
+    """A pinhole camera.
+
+    Attributes:
+        position: in metres.
+        axes: its right, up and backward directions as columns.
+        field_of_view: radians, horizontal.
+    """
 
     position: Vector
     axes: Float32[np.ndarray, "3 3"]
@@ -77,9 +93,17 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """`ambient`: light that comes from everywhere, as the many reflections in a room do; occlusion dims it.
+    """A whole scene.
 
-    `exposure` and `white_balance` are those of each camera: a factor, and one for each colour.
+    Attributes:
+        instances: all surfaces; the first instance is the building or the ground.
+        lamps: local lights.
+        sky: and sun.
+        ambient: light from all directions, as from the many reflections in a room; reduced by occlusion.
+        cameras: the views.
+        exposure: a factor for each camera.
+        white_balance: a factor for each colour, for each camera.
+        names: of the models in the scene.
     """
 
     instances: tuple[Instance, ...]
@@ -89,4 +113,4 @@ class Scene:
     cameras: tuple[Camera, ...]
     exposure: tuple[float, ...]
     white_balance: tuple[Color, ...]
-    names: tuple[str, ...] = field(default=())  # of the models in it, for the record
+    names: tuple[str, ...] = field(default=())

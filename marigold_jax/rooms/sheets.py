@@ -1,4 +1,4 @@
-"""Rectangles and blocks, gathered into one mesh: what rooms and streets themselves are built of."""
+"""Rectangles and blocks, collected into one mesh: the walls, floors and facades of rooms and streets."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +13,14 @@ Numbers = tuple[float | int, float | int, float | int] | Float[np.ndarray, "3"]
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A parallelogram from `corner` along `right` and `up`, or `half` of it: the triangle between these two.
+    """A parallelogram, in metres.
 
-    Its texture begins at `origin`, in metres.
+    Attributes:
+        corner: its lower left corner, seen from the front.
+        right, up: its sides.
+        material: number of its material in `Sheets`.
+        origin: where its texture begins.
+        half: whether it is only the triangle between `right` and `up`.
     """
 
     corner: tuple[float, float, float]
@@ -28,7 +33,7 @@ class Patch:
 
 @dataclass
 class Sheets:
-    """Rectangles and blocks that together make one mesh. `tiles`: how many metres one repeat of each texture spans."""
+    """Collects parallelograms for one mesh. `tiles` are the metres that one repeat of each material's texture spans."""
 
     materials: list[Material] = field(default_factory=list)
     tiles: list[float] = field(default_factory=list)
@@ -43,7 +48,7 @@ class Sheets:
     def patch(
         self, corner: Numbers, right: Numbers, up: Numbers, material: int, origin=(0.0, 0.0), half: bool = False
     ) -> None:
-        """Adds a patch."""
+        """Adds a parallelogram; see `Patch`."""
         corner, right, up = (tuple(float(value) for value in vector) for vector in (corner, right, up))
         self.patches.append(Patch(corner, right, up, material, origin, half))
 
@@ -96,5 +101,5 @@ class Sheets:
         )
 
     def instance(self) -> Instance:
-        """The mesh where it is."""
+        """The mesh as an instance, which is in world coordinates already."""
         return Instance(self.mesh(), np.eye(4, dtype=np.float32))

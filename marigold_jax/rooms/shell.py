@@ -1,4 +1,4 @@
-"""The empty room: floor, ceiling, walls with windows and doorways in them, skirting boards, frames, what hangs flat."""
+"""The empty room: floor, ceiling, and walls with windows, doors, doorways and skirting boards."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ SHAPES = {"rectangle": 0.75, "L": 0.25}
 
 @dataclass(frozen=True)
 class Opening:
-    """A hole in a wall, from `start` to `stop` along it and from `low` to `high`."""
+    """A hole in a wall, from `start` to `stop` along it and from `low` to `high` above the floor, in metres."""
 
     kind: str  # "window", "door" or "doorway"
     start: float
@@ -27,7 +27,7 @@ class Opening:
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """A plan with a ceiling, and the openings of each of its walls."""
+    """A room: its plan, its height in metres, and the openings of each wall of the plan."""
 
     plan: Plan
     height: float
@@ -38,7 +38,13 @@ class Room:
 
 
 def draw_room(random: np.random.Generator, area: tuple[float, float], windows: tuple[int, int]) -> Room:
-    """A room of about that area in square metres, with so many windows and one to three doors; some are L-shaped."""
+    """Draws an empty room with one to three doors or doorways; some rooms are L-shaped.
+
+    Args:
+        random: draws it.
+        area: smallest and largest, in square metres.
+        windows: smallest and largest number.
+    """
     size = random.uniform(*area)
     aspect = random.uniform(0.65, 1.5)
     width = float(np.clip((size * aspect) ** 0.5, 2.2, 8.0))
@@ -89,7 +95,7 @@ def _draw_opening(random: np.random.Generator, kind: str, length: float, height:
 
 
 def _keep_free(wall: Wall, opening: Opening) -> Box:
-    """Before a door one walks, before a window stands nothing that is taller than its sill."""
+    """The space in front of an opening: a door needs room to pass, a window nothing taller than its sill."""
     depth = 0.25 if opening.kind == "window" else 0.9
     return wall.box(
         (opening.start + opening.stop) / 2, opening.stop - opening.start, depth, 0.0, opening.low, opening.high
@@ -100,7 +106,7 @@ def _keep_free(wall: Wall, opening: Opening) -> Box:
 
 
 def build_shell(random: np.random.Generator, room: Room, tiled: bool) -> list[Instance]:
-    """The room's surfaces, in world coordinates. `tiled`: floor and wall as in kitchens and baths."""
+    """The surfaces of a room, in world coordinates. `tiled` draws materials of kitchens and bathrooms."""
     sheets = Sheets()
     x0, z0, x1, z1 = room.plan.bounds
     floor = sheets.material(*finish(random, TILED_FLOORS if tiled else FLOORS))
@@ -127,7 +133,16 @@ def build_shell(random: np.random.Generator, room: Room, tiled: bool) -> list[In
 
 
 def _wall(sheets: Sheets, wall: Wall, height: float, openings, main: int, lower: int, dado: float) -> None:
-    """The pieces of a wall around its openings, and how thick it is there."""
+    """Adds the parts of a wall around its openings.
+
+    Args:
+        sheets: receives them.
+        wall: in the plan.
+        height: of the room, in metres.
+        openings: of the wall.
+        main, lower: materials above and below the dado.
+        dado: height of the lower part, in metres; 0 for none.
+    """
     along = sorted({0.0, wall.length, *(o.start for o in openings), *(o.stop for o in openings)})
     heights = sorted({0.0, height, dado, *(o.low for o in openings), *(o.high for o in openings)})
     (dx, dz), (x, z) = wall.direction, (wall.x, wall.z)
@@ -142,10 +157,55 @@ def _wall(sheets: Sheets, wall: Wall, height: float, openings, main: int, lower:
             sheets.patch(corner, (width * dx, 0, width * dz), (0, high - low, 0), material, (start, low))
 
 
+@dataclass(frozen=True, eq=False)
+class Reveal:
+    """The surfaces of a wall's thickness around an opening.
+
+    Attributes:
+        thick: of the wall, in metres.
+        out: the direction out of the room, `thick` long.
+        along: the unit direction along the wall.
+        left: the lower corner of the opening at its start.
+    """
+
+    thick: float
+    out: np.ndarray
+    along: np.ndarray
+    left: np.ndarray
+
+
 def _frame(random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Opening, white: int, main: int) -> None:
-    """The thickness of the wall, the bars of a window or the jambs of a door, and what lies behind the door."""
+    """Adds the thickness of the wall, the bars of a window or the jambs of a door, and what is behind a door."""
+    reveal = _add_reveal(random, sheets, wall, opening, main)
+    bars = random.uniform(0.03, 0.07)
+    if opening.kind == "window":
+        _add_window(random, sheets, wall, opening, reveal.thick, bars, white)
+        return
+    for start, stop in ((opening.start - bars, opening.start), (opening.stop, opening.stop + bars)):
+        _bar(sheets, wall, (start, stop), (0.0, opening.high + bars), 0.02, 0.0, white)
+    _bar(sheets, wall, (opening.start, opening.stop), (opening.high, opening.high + bars), 0.02, 0.0, white)
+    if opening.kind == "door":
+        _add_door_leaf(random, sheets, wall, opening)
+    _add_corridor(random, sheets, wall, opening, reveal, white, main)
+
+
+def _bar(
+    sheets: Sheets,
+    wall: Wall,
+    span: tuple[float, float],
+    heights: tuple[float, float],
+    depth: float,
+    gap: float,
+    material: int,
+) -> None:
+    """A block on the wall; `span` is along it. `gap` is metres from the wall's surface into the room."""
+    (start, stop), (low, high) = span, heights
+    sheets.block(wall.box((start + stop) / 2, stop - start, depth, gap, low, high), material)
+
+
+def _add_reveal(random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Opening, main: int) -> Reveal:
     thick = random.uniform(0.12, 0.35)
-    width, middle = opening.stop - opening.start, (opening.start + opening.stop) / 2
+    width = opening.stop - opening.start
     outward = -np.array(wall.point(0.0, thick)) + np.array(wall.point(0.0, 0.0))
     out = np.array([outward[0], 0, outward[1]])
     along = np.array([wall.direction[0], 0, wall.direction[1]])
@@ -161,44 +221,60 @@ def _frame(random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Ope
         (left + up, along * width, out),
     ):
         sheets.patch(corner, a, b, main)
+    return Reveal(thick, out, along, left)
 
-    def bar(start: float, stop: float, low: float, high: float, depth: float, gap: float) -> None:
-        sheets.block(wall.box((start + stop) / 2, stop - start, depth, gap, low, high), white)
 
-    bars = random.uniform(0.03, 0.07)
-    if opening.kind == "window":
-        depth, gap = 0.05, -thick * random.uniform(0.4, 0.9)
-        panes = int(random.integers(1, 2 + int(width / 0.6)))
-        for position in np.linspace(opening.start, opening.stop, panes + 1):
-            position = float(np.clip(position, opening.start + bars / 2, opening.stop - bars / 2))
-            bar(position - bars / 2, position + bars / 2, opening.low, opening.high, depth, gap)
-        rows = [opening.low, opening.high] + [random.uniform(0.55, 0.75) * opening.high] * (random.random() < 0.4)
-        for height in rows:
-            height = float(np.clip(height, opening.low + bars / 2, opening.high - bars / 2))
-            bar(opening.start, opening.stop, height - bars / 2, height + bars / 2, depth, gap)
-        if opening.low > 0.3 and random.random() < 0.8:
-            bar(
-                opening.start - 0.05, opening.stop + 0.05, opening.low - 0.03, opening.low, 0.12 + thick / 2, -thick / 2
-            )
-        return
-    for start, stop in ((opening.start - bars, opening.start), (opening.stop, opening.stop + bars)):
-        bar(start, stop, 0.0, opening.high + bars, 0.02, 0.0)
-    bar(opening.start, opening.stop, opening.high, opening.high + bars, 0.02, 0.0)
-    if opening.kind == "door":
-        leaf = sheets.material(Material(pale(random, 0.5, 0.9) if random.random() < 0.5 else brown(random), gloss=0.2))
-        steel = sheets.material(Material((0.5, 0.5, 0.5), gloss=0.8))
-        sheets.block(wall.box(middle, width - 0.01, 0.04, -0.06, 0.005, opening.high - 0.005), leaf)
-        sheets.block(wall.box(opening.start + 0.11, 0.12, 0.03, 0.0, 1.0, 1.025), steel)
-        if random.random() < 0.6:
-            lines = random.integers(1, 4)
-            for low in np.linspace(0.15, opening.high - 0.15, lines + 1)[:-1]:
-                high = float(low + (opening.high - 0.3) / lines - 0.1)
-                sheets.block(wall.box(middle, width * 0.65, 0.02, -0.03, float(low), high), leaf)
+def _add_window(
+    random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Opening, thick: float, bars: float, white: int
+) -> None:
+    """The bars of a window, each `bars` metres wide, and perhaps a sill."""
+    depth, gap = 0.05, -thick * random.uniform(0.4, 0.9)
+    panes = int(random.integers(1, 2 + int((opening.stop - opening.start) / 0.6)))
+    for position in np.linspace(opening.start, opening.stop, panes + 1):
+        position = float(np.clip(position, opening.start + bars / 2, opening.stop - bars / 2))
+        span = (position - bars / 2, position + bars / 2)
+        _bar(sheets, wall, span, (opening.low, opening.high), depth, gap, white)
+    rows = [opening.low, opening.high] + [random.uniform(0.55, 0.75) * opening.high] * (random.random() < 0.4)
+    for height in rows:
+        height = float(np.clip(height, opening.low + bars / 2, opening.high - bars / 2))
+        heights = (height - bars / 2, height + bars / 2)
+        _bar(sheets, wall, (opening.start, opening.stop), heights, depth, gap, white)
+    if opening.low > 0.3 and random.random() < 0.8:
+        span, heights = (opening.start - 0.05, opening.stop + 0.05), (opening.low - 0.03, opening.low)
+        _bar(sheets, wall, span, heights, 0.12 + thick / 2, -thick / 2, white)
+
+
+def _add_door_leaf(random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Opening) -> None:
+    """A closed door with a handle, and perhaps panels."""
+    width, middle = opening.stop - opening.start, (opening.start + opening.stop) / 2
+    leaf = sheets.material(Material(pale(random, 0.5, 0.9) if random.random() < 0.5 else brown(random), gloss=0.2))
+    steel = sheets.material(Material((0.5, 0.5, 0.5), gloss=0.8))
+    sheets.block(wall.box(middle, width - 0.01, 0.04, -0.06, 0.005, opening.high - 0.005), leaf)
+    sheets.block(wall.box(opening.start + 0.11, 0.12, 0.03, 0.0, 1.0, 1.025), steel)
+    if random.random() < 0.6:
+        lines = random.integers(1, 4)
+        for low in np.linspace(0.15, opening.high - 0.15, lines + 1)[:-1]:
+            high = float(low + (opening.high - 0.3) / lines - 0.1)
+            sheets.block(wall.box(middle, width * 0.65, 0.02, -0.03, float(low), high), leaf)
+
+
+def _add_corridor(
+    random: np.random.Generator,
+    sheets: Sheets,
+    wall: Wall,
+    opening: Opening,
+    reveal: Reveal,
+    white: int,
+    main: int,
+) -> None:
+    """The space behind a door or doorway."""
+    width = opening.stop - opening.start
     reach = random.uniform(1.2, 4.0)
     sides = random.uniform(0.1, 1.0, 2)
     start, total = opening.start - sides[0], width + sides.sum()
+    along, out = reveal.along, reveal.out
     corner = np.array([wall.x, 0, wall.z]) + along * start + out
-    deep = out / thick * reach
+    deep = out / reveal.thick * reach
     tall = np.array([0, opening.high + 0.25, 0])
     for base, a, b in (
         (corner, deep, tall),
@@ -210,13 +286,14 @@ def _frame(random: np.random.Generator, sheets: Sheets, wall: Wall, opening: Ope
         sheets.patch(base, a, b, main if b is tall else white)
     # The corridor's own front, beside and above the opening.
     top = np.array([0, 0.25, 0])
+    up = np.array([0, opening.high - opening.low, 0])
     sheets.patch(corner, along * sides[0], tall, main)
     sheets.patch(corner + along * (sides[0] + width), along * sides[1], tall, main)
-    sheets.patch(left + up + out, along * width, top, main)
+    sheets.patch(reveal.left + up + out, along * width, top, main)
 
 
 def _between(openings: list[Opening], length: float) -> list[tuple[float, float]]:
-    """The stretches of a wall that no opening interrupts."""
+    """The intervals of a wall between its openings."""
     ends = [0.0]
     for opening in sorted(openings, key=lambda o: o.start):
         ends += [opening.start - 0.07, opening.stop + 0.07]

@@ -1,4 +1,4 @@
-"""Close-ups: a laid table, a desk, a counter, a shelf full of books; often an arm reaches into the picture."""
+"""Close-ups: a table, desk or counter with objects on it, or a bookcase; often with an arm in the foreground."""
 
 from dataclasses import dataclass
 from math import pi
@@ -31,14 +31,19 @@ SUBJECTS = {"counter": 0.3, "furniture": 0.45, "books": 0.25}
 
 @dataclass
 class StillLife:
-    """The room around it, and what the camera looks at: points, with the direction from which each can be seen."""
+    """A room, and the points in it that cameras look at.
+
+    Attributes:
+        home: the furnished room.
+        targets: each a point, and the angle of the front of the furniture that it is on.
+    """
 
     home: Home
-    targets: list[tuple[Vector, float]]  # a point, and the angle of the front of what it stands on
+    targets: list[tuple[Vector, float]]
 
 
 def arrange(random: np.random.Generator, catalogue: Catalogue) -> StillLife:
-    """A corner of a room with one thing to look at closely."""
+    """Builds and furnishes a room around one subject (see `SUBJECTS`)."""
     home = Home(random, catalogue, draw_room(random, (6.0, 25.0), (0, 2)), clutter=float(random.uniform(0.3, 1.0)))
     home.extras += build_shell(random, home.room, tiled=bool(random.random() < 0.25))
     names = list(SUBJECTS)
@@ -62,7 +67,7 @@ def arrange(random: np.random.Generator, catalogue: Catalogue) -> StillLife:
     curtains(home)
     before = len(home.room.plan.placed)
     ornaments(home)
-    if not targets:  # whatever else has something on it
+    if not targets:  # any other object in the room
         targets = [(_middle(placed), placed.box.angle) for placed in home.room.plan.placed[before:] or _any(home)]
     return StillLife(home, targets)
 
@@ -80,7 +85,7 @@ def _middle(placed: Placed) -> Vector:
 
 
 def _support(home: Home, subject: str) -> Placed | None:
-    """What things stand on: furniture of the catalogue, or a plain top with a texture of its own."""
+    """Adds the furniture that objects will stand on: a model of the catalogue, or a plain counter."""
     random, plan = home.random, home.room.plan
     model = counter(random) if subject == "counter" else home.pick(*SUPPORTS, fits=lambda m: m.top is not None)
     if model is None:
@@ -94,7 +99,7 @@ def _support(home: Home, subject: str) -> Placed | None:
 
 
 def counter(random: np.random.Generator) -> Model:
-    """A slab on a body or on legs, in a material of `TOPS`."""
+    """A counter: a slab on a body or on legs, in a material of `finishes.TOPS`."""
     width, depth, height = random.uniform(0.8, 2.4), random.uniform(0.5, 1.0), random.uniform(0.4, 0.95)
     sheets = Sheets()
     top = sheets.material(*finish(random, TOPS))
@@ -114,7 +119,7 @@ def counter(random: np.random.Generator) -> Model:
 
 
 def lay(home: Home, support: Placed) -> list[tuple[Vector, float]]:
-    """Two to nine things on the support, and where they are."""
+    """Puts two to nine objects on the support, and returns their positions as targets."""
     random, plan = home.random, home.room.plan
     wanted = int(random.integers(2, 10))
     kinds = {"ornament": 0.76, "plant": 0.12, "table_lamp": 0.06, "screen": 0.06}
@@ -138,7 +143,7 @@ def lay(home: Home, support: Placed) -> list[tuple[Vector, float]]:
 
 
 def books(home: Home) -> list[tuple[Vector, float]]:
-    """A wall of shelves, filled with books, boxes and gaps."""
+    """Adds a bookcase to a wall, and returns the middles of its compartments as targets; none if there is no space."""
     random, plan = home.random, home.room.plan
     width, depth = random.uniform(0.8, 3.0), random.uniform(0.22, 0.36)
     height = min(random.uniform(1.2, 2.6), home.room.height - 0.05)
@@ -168,7 +173,7 @@ def _at(box: Box, right: float, y: float) -> Vector:
 
 
 def occluder(random: np.random.Generator, camera: Camera) -> Instance:
-    """An arm, or something like it, which reaches from beside or below the camera into the frame's edge."""
+    """An arm-like object that reaches into the image from one side or from below."""
     skin = np.array([0.62, 0.4, 0.3]) * random.uniform(0.15, 1.25)
     color = any_color(random) if random.random() < 0.5 else tuple(float(c) for c in np.clip(skin, 0, 1))
     radius, length = random.uniform(0.025, 0.06), random.uniform(0.3, 0.6)
@@ -177,7 +182,7 @@ def occluder(random: np.random.Generator, camera: Camera) -> Instance:
     profile = [(0.0, 0.0), (radius, 0.0), (radius, 0.0)]
     profile += [(radius * taper * np.cos(a), length + radius * taper * np.sin(a)) for a in angles]
     arm = meshes.lathe([(float(max(r, 0)), float(y)) for r, y in profile], Material(color), segments=14)
-    # In the camera's frame: it enters at a side or the bottom, its tip well inside of the frame's border.
+    # In the camera's frame: it enters at a side or at the bottom, and its tip is well inside the image.
     reach = np.tan(camera.field_of_view / 2)
     distance = random.uniform(0.28, 0.6)
     around = random.choice([0.0, pi, -pi / 2]) + random.normal() * 0.5

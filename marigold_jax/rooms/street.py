@@ -1,4 +1,4 @@
-"""Streets, suburbs, squares and parks: a road along z, pavements, buildings on both sides, and who is about."""
+"""Streets, suburbs, squares and parks: a road along z, pavements, buildings on both sides, vehicles and people."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,25 +25,35 @@ from marigold_jax.rooms.placement import Box, Placed, Plan, Wall, at, pick, tran
 from marigold_jax.rooms.scene import Instance, Material, Mesh
 from marigold_jax.rooms.sheets import Sheets
 
-AHEAD, BEHIND = -140.0, 60.0  # metres: how far the road runs
-TREES = 10  # procedural ones
-TRIANGLES = 450_000  # of models in a scene, at most; what would exceed it is left out, or grown from few
+AHEAD, BEHIND = -140.0, 60.0  # metres: the ends of the road
+TREES = 10  # procedural variants
+TRIANGLES = 450_000  # at most, of models in a scene; models beyond are left out, or replaced by procedural trees
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a street is laid out. Widths in metres; what scatters is drawn between the two numbers."""
+    """A style of street. Lengths are in metres; a pair is the smallest and the largest value.
+
+    Attributes:
+        share: the probability of the style, up to normalisation.
+        lanes: number of lanes of the road.
+        pavement: width of the pavements.
+        garden: width between pavement and facades.
+        height, width: of buildings.
+        gap: between buildings.
+        trees, cars, people: per 100 m and side; cars are parked ones.
+    """
 
     share: float
     lanes: tuple[int, int]
     pavement: tuple[float, float]
-    garden: tuple[float, float]  # between pavement and facades
-    height: tuple[float, float]  # of buildings
+    garden: tuple[float, float]
+    height: tuple[float, float]
     width: tuple[float, float]
-    gap: tuple[float, float]  # between buildings
-    trees: float  # per 100 m and side
-    cars: float  # parked, per 100 m and side
-    people: float  # per 100 m and side
+    gap: tuple[float, float]
+    trees: float
+    cars: float
+    people: float
 
 
 STYLES = {
@@ -57,27 +67,40 @@ STYLES = {
 
 @dataclass
 class Town:
-    """A street that is being built. `kerb`: how high the pavement lies above the road."""
+    """A street that is being built. Lengths are in metres.
+
+    Attributes:
+        random: draws everything.
+        catalogue: of models.
+        style: of the street.
+        road: half its width.
+        pavement, garden: their widths.
+        kerb: height of the pavement above the road.
+        plan: what has been placed.
+        sheets: surfaces of ground and buildings.
+        extras: instances that are not models of the catalogue.
+        triangles: how many more triangles models may have.
+    """
 
     random: np.random.Generator
     catalogue: Catalogue
     style: Style
-    road: float  # half width
+    road: float
     pavement: float
     garden: float
     kerb: float
     plan: Plan
     sheets: Sheets = field(default_factory=Sheets)
     extras: list[Instance] = field(default_factory=list)
-    triangles: int = TRIANGLES  # left
+    triangles: int = TRIANGLES
 
     def chance(self, probability: float) -> bool:
-        """True so often."""
+        """True with this probability."""
         return self.random.random() < probability
 
 
 def lay_out(random: np.random.Generator, catalogue: Catalogue, style: str | None = None) -> Town:
-    """A street of that style, or of one drawn from the table, with everything in it."""
+    """Builds a street with everything in it. `style` is a key of `STYLES`, or None for a random one."""
     names = list(STYLES)
     chances = np.array([STYLES[name].share for name in names])
     row = STYLES[style or names[random.choice(len(names), p=chances / chances.sum())]]
@@ -104,7 +127,7 @@ def lay_out(random: np.random.Generator, catalogue: Catalogue, style: str | None
 
 
 def _ground(town: Town, lanes: int) -> None:
-    """Grass to the horizon, the road with its marks, pavements with kerbs."""
+    """Adds the ground to the horizon, the road with its markings, and pavements with kerbs."""
     random, sheets = town.random, town.sheets
     length = BEHIND - AHEAD
     far = sheets.material(*finish(random, GROUNDS if town.garden > 1 else PAVEMENTS))
@@ -149,7 +172,7 @@ def _ground(town: Town, lanes: int) -> None:
 
 
 def _buildings(town: Town, side: int) -> None:
-    """A row of buildings along one side, near ones with windows one can see into, far ones painted."""
+    """Adds a row of buildings along one side (-1 or 1). Near ones have recessed windows, far ones painted ones."""
     random, style = town.random, town.style
     front = side * (town.road + town.pavement + town.garden)
     z = BEHIND - random.uniform(0, 10)
@@ -157,7 +180,7 @@ def _buildings(town: Town, side: int) -> None:
         width, height, depth = random.uniform(*style.width), random.uniform(*style.height), random.uniform(8, 14)
         setback = random.choice([0.0, 0.0, random.uniform(0, 1.5)]) + (random.uniform(0, 4) if town.garden > 2 else 0)
         x = front + side * setback
-        # The wall's inside is the street: it runs away from the viewer on the left and towards him on the right.
+        # The inside of a wall is the street: walls run away from the viewer on the left, towards them on the right.
         wall = Wall(x, z, (0.0, -1.0), width) if side < 0 else Wall(x, z - width, (0.0, 1.0), width)
         middle = (x + side * depth / 2, z - width / 2)
         town.plan.taken.append(Box(*middle, depth / 2, width / 2, 0.0))
@@ -177,7 +200,7 @@ def _buildings(town: Town, side: int) -> None:
 
 
 def _hedge(town: Town, side: int, z: float, width: float) -> None:
-    """Along the front of a garden, with a gap for the path."""
+    """Adds a hedge along the front of a garden, with a gap for the path."""
     random = town.random
     material = town.sheets.material(*finish(random, LEAVES if town.chance(0.7) else FACADES, lighter=1.5))
     x, high = side * (town.road + town.pavement + 0.4), random.uniform(0.5, 1.8)
@@ -188,7 +211,7 @@ def _hedge(town: Town, side: int, z: float, width: float) -> None:
         town.plan.taken.append(box)
 
 
-# ------------------------------------------------------------------------------------------------------ who is about
+# ------------------------------------------------------------------------------------------- people, vehicles, objects
 
 
 def _model(town: Town, kind: str, fits=lambda _: True) -> Model | None:
@@ -196,12 +219,12 @@ def _model(town: Town, kind: str, fits=lambda _: True) -> Model | None:
 
 
 def _put(town: Town, placed: Placed, gap: float = 0.1) -> bool:
-    """Places it where that is free, if there are triangles left."""
+    """Adds an object if its place is free and enough triangles are left; returns whether it was added."""
     return town.plan.free(placed.box, gap) and _afford(town, placed) and bool(town.plan.put(placed))
 
 
 def _afford(town: Town, placed: Placed) -> bool:
-    """Pays with triangles. No thing may take more than a tenth of what is left, lest one tree be all there is."""
+    """Subtracts a model's triangles from those left. False for a model that has more than a tenth of them."""
     price = len(placed.model.load().faces)
     if price > town.triangles / 10:
         return False
@@ -222,7 +245,7 @@ def _is_bicycle(model: Model) -> bool:
 
 
 def _parked(town: Town) -> None:
-    """At the kerb, facing as those who drive on that side; now and then a bicycle on the pavement."""
+    """Adds parked cars at the kerb, facing in the direction of traffic, and a few bicycles on the pavement."""
     random = town.random
     fleet = [model for _ in range(4) if (model := _model(town, "vehicle", _is_car))]
     for side in (-1, 1):
@@ -243,7 +266,7 @@ def _parked(town: Town) -> None:
 
 
 def _driving(town: Town, lanes: int) -> None:
-    """In their lanes: on the right, away from who looks along -z; on the left, towards him."""
+    """Adds moving vehicles. Traffic keeps to the right: on the right, it moves towards -z."""
     random = town.random
     driven = town.road - (2.1 if town.style.cars else 0)
     fleet = [model for _ in range(4) if (model := _model(town, "vehicle", _drives))]
@@ -259,7 +282,7 @@ def _driving(town: Town, lanes: int) -> None:
 
 
 def _people(town: Town) -> None:
-    """Mostly on the pavements, walking along; in squares and parks anywhere; some with a dog."""
+    """Adds people, on the pavements or, in squares and parks, anywhere; some with an animal."""
     random = town.random
     count = random.poisson(town.style.people * random.uniform(0.1, 1.2))
     crowd = [
@@ -279,7 +302,7 @@ def _people(town: Town) -> None:
 
 
 def _lamps(town: Town) -> None:
-    """Street lamps at equal distances along the kerb."""
+    """Adds street lamps at equal distances along the kerb."""
     random = town.random
     model = _model(town, "street_item", lambda m: m.size[1] > 2.2 and max(m.size[0], m.size[2]) < 1.6)
     if model is None or town.chance(0.25):
@@ -288,12 +311,12 @@ def _lamps(town: Town) -> None:
     for side in (-1, 1) if town.chance(0.6) else (1,):
         x = side * (town.road + 0.45)
         for z in np.arange(BEHIND - random.uniform(0, 10), AHEAD + 30, -spacing):
-            # Its arm, if it has one, reaches over the road.
+            # The arm of a lamp, if it has one, extends over the road.
             _put(town, at(random, model, float(x), float(z), -side * pi / 2, town.kerb), 0.02)
 
 
 def _street_items(town: Town) -> None:
-    """Benches, bins, hydrants, signs: along the kerb or along the facades, looking at the pavement."""
+    """Adds benches, bins, hydrants and signs along the kerb or the facades, facing the pavement."""
     random = town.random
     for _ in range(random.poisson(9)):
         model = _model(town, "street_item", lambda m: m.size[1] < 2.2 and max(m.size) < 3)
@@ -309,7 +332,7 @@ def _street_items(town: Town) -> None:
 
 
 def _trees(town: Town) -> None:
-    """In a row along the kerb, or scattered where there is a garden."""
+    """Adds trees in a row along the kerb, or scattered in the gardens."""
     random, style = town.random, town.style
     in_row = town.garden < 3 or town.chance(0.3)
     if in_row and town.pavement < 1.8:
@@ -325,7 +348,7 @@ def _trees(town: Town) -> None:
         for z in places:
             mesh, model = kinds[random.integers(2)]
             x = side * (town.road + (0.8 if in_row else town.pavement + random.uniform(1.5, max(town.garden - 1, 2))))
-            # What matters is the trunk: crowns may overlap.
+            # Only trunks must not collide; crowns may overlap.
             trunk = Box(float(x), float(z), 0.3, 0.3, 0.0, 0.0, 2.0)
             if not town.plan.free(trunk, 0.1):
                 continue
@@ -342,7 +365,7 @@ def _trees(town: Town) -> None:
 
 
 def _tree(town: Town) -> tuple[Mesh | None, Model | None]:
-    """A grown tree of the catalogue, or a procedural one."""
+    """A tree of the catalogue, as a model, or a procedural one, as a mesh."""
     model = _model(town, "tree", lambda m: m.size[1] < 13)
     if model is not None and town.chance(0.5):
         return None, model
@@ -351,7 +374,7 @@ def _tree(town: Town) -> tuple[Mesh | None, Model | None]:
 
 @lru_cache(maxsize=TREES)
 def _grow(variant: int) -> Mesh:
-    """A trunk and a crown of lumpy balls, 3 to 9 metres high."""
+    """A procedural tree, 3 to 9 metres high: a trunk and a crown of bumpy spheres."""
     random = np.random.default_rng([7, variant])
     height = random.uniform(3.0, 9.0)
     radius = height * random.uniform(0.18, 0.32)
@@ -360,7 +383,7 @@ def _grow(variant: int) -> Mesh:
     parts = [meshes.cylinder(height * 0.025, height * 0.6, bark, segments=8)]
     for _ in range(random.integers(4, 9)):
         ball = meshes.sphere(radius * random.uniform(0.5, 0.8), leaves, segments=14, tile=tile)
-        # Whorls of noise on the ball, the same for vertices in the same place.
+        # Noise that is equal for vertices at the same position.
         waves = np.sin(ball.vertices @ random.normal(size=(3, 6)) * 5 / radius).sum(axis=1, keepdims=True)
         lumpy = ball.vertices * (1 + 0.05 * waves).astype(np.float32)
         ball = Mesh(lumpy.astype(np.float32), ball.normals, ball.uv, ball.faces, ball.material, ball.materials)

@@ -1,7 +1,7 @@
-"""Procedural pictures of surfaces: plaster, wood, tiles, brick, grass ... Every one repeats without a seam.
+"""Procedural textures: plaster, wood, tiles, brick, grass and others. They repeat without a seam.
 
-A family is a function `(rng, size) -> uint8 (size, size, 3)`, sRGB, with colours and proportions of its own each time.
-`FAMILIES` names them and says how many metres one repeat covers, at least and at most.
+A family is a function `(rng, size) -> uint8 (size, size, 3)`, sRGB, that draws new colours and proportions on each
+call. `FAMILIES` lists them, with the metres that one repeat covers.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,13 @@ Painter = Callable[[np.random.Generator, int], Picture]
 
 
 def noise(rng: np.random.Generator, size: int, slope: float, stretch: tuple[float, float] = (1.0, 1.0)) -> Field:
-    """Periodic random clouds of mean 0 and deviation 1: amplitude falls as frequency ** -slope.
+    """Periodic noise of mean 0 and standard deviation 1.
 
-    `stretch` lengthens the features down and across.
+    Args:
+        rng: draws the phases.
+        size: rows and columns.
+        slope: amplitudes are frequency ** -slope.
+        stretch: enlarges features vertically and horizontally.
     """
     rows, columns = np.meshgrid(np.fft.fftfreq(size, 1 / size), np.fft.rfftfreq(size, 1 / size), indexing="ij")
     frequency = np.hypot(rows * stretch[0], columns * stretch[1])
@@ -32,23 +36,32 @@ def noise(rng: np.random.Generator, size: int, slope: float, stretch: tuple[floa
 
 
 def color(rng: np.random.Generator, hue: Range, saturation: Range, value: Range) -> Float[np.ndarray, "3"]:
-    """A random colour, 0 to 1, from ranges of hue (0 red, 1/3 green, 2/3 blue, 1 red), saturation and value."""
+    """A random RGB colour, 0 to 1, from ranges of hue (0 red, 1/3 green, 2/3 blue), saturation and value."""
     h, s, v = rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value)
     k = (np.array([5, 3, 1]) + 6 * h) % 6
     return v * (1 - s * np.clip(np.minimum(k, 4 - k), 0, 1))
 
 
 def paint(rgb: Float[np.ndarray, "*s 3"], brightness: Field) -> Picture:
-    """Colours times a brightness that scatters around 1, as bytes."""
+    """Multiplies colours by a brightness of mean 1, and converts to bytes."""
     return (255 * np.clip(rgb * brightness[..., None], 0, 1)).round().astype(np.uint8)
 
 
 def masonry(
     rng: np.random.Generator, size: int, rows: int, columns: int, gap: float, shift: float | int
 ) -> tuple[Field, Field, Field]:
-    """A bond of bricks: 1 on bricks and 0 on joints; a random number each brick has; and how far down it a pixel is.
+    """A pattern of bricks.
 
-    `gap` is the joint's width as a share of the repeat, and `shift` the offset of every other row in bricks.
+    Args:
+        rng: draws a number for each brick.
+        size: rows and columns of pixels.
+        rows, columns: of bricks.
+        gap: width of the joints, as a share of the repeat.
+        shift: offset of every other row, in bricks.
+
+    Returns:
+        1 on bricks and 0 on joints; the random number of each pixel's brick; and the position within the brick from
+        top (0) to bottom (1).
     """
     y, x = np.mgrid[:size, :size] / size
     row = (y * rows).astype(int)
@@ -68,7 +81,7 @@ def blend(
 
 
 def cells(rng: np.random.Generator, size: int, count: int) -> tuple[Field, Field]:
-    """Periodic Voronoi cells: distance to the border between the nearest two, and a random number for each cell."""
+    """Periodic Voronoi cells: the difference of the distances to the nearest two centres, and a number per cell."""
     points, values = rng.random((count, 2)), rng.random(count)
     y, x = np.mgrid[:size, :size] / size
     first, second = np.full((size, size), 9.0), np.full((size, size), 9.0)
@@ -130,7 +143,7 @@ def wood(rng: np.random.Generator, size: int = 256) -> Picture:
 
 
 def planks(rng: np.random.Generator, size: int = 256) -> Picture:
-    """Floor boards side by side, each from another tree."""
+    """Floor boards side by side, in different tones."""
     rows = int(rng.choice([4, 6, 8]))
     mask, tone, _ = masonry(rng, size, rows, int(rng.integers(1, 3)), rng.uniform(0.004, 0.009), rng.uniform(0.3, 0.7))
     grain = noise(rng, size, 0.8, (0.3, 10.0))
@@ -140,7 +153,7 @@ def planks(rng: np.random.Generator, size: int = 256) -> Picture:
 
 
 def parquet(rng: np.random.Generator, size: int = 256) -> Picture:
-    """Basket weave: squares of strips that run across and down in turn."""
+    """Basket weave: squares of strips, alternately horizontal and vertical."""
     squares, strips = int(rng.choice([2, 4])), int(rng.integers(3, 6))
     y, x = np.mgrid[:size, :size] / size * squares
     turned = (y.astype(int) + x.astype(int)) % 2 == 1
@@ -294,7 +307,7 @@ def leaves(rng: np.random.Generator, size: int = 256) -> Picture:
 
 
 def abstract(rng: np.random.Generator, size: int = 256) -> Picture:
-    """A painting: bands, blocks, discs and clouds of few colours. It is to be shown once, not repeated."""
+    """An abstract painting of bands, blocks and discs in few colours. It should be shown once, not repeated."""
     palette = np.stack([color(rng, (0, 1), (0.1, 0.9), (0.15, 0.95)) for _ in range(6)])
     levels = np.digitize(noise(rng, size, rng.uniform(1.4, 2.4)), np.sort(rng.normal(size=2)))
     picture = palette[levels]
@@ -307,7 +320,7 @@ def abstract(rng: np.random.Generator, size: int = 256) -> Picture:
 
 
 def landscape(rng: np.random.Generator, size: int = 256) -> Picture:
-    """A picture for the wall: hills under a sky. It is to be shown once, not repeated."""
+    """A painting of hills under a sky. It should be shown once, not repeated."""
     y, _ = np.mgrid[:size, :size] / size
     top, bottom = color(rng, (0.5, 0.65), (0.2, 0.7), (0.5, 0.95)), color(rng, (0.02, 0.15), (0.1, 0.5), (0.7, 0.95))
     picture = blend(np.clip(1 - 1.7 * y, 0, 1), top, bottom)
@@ -320,7 +333,7 @@ def landscape(rng: np.random.Generator, size: int = 256) -> Picture:
 
 @dataclass(frozen=True)
 class Family:
-    """How it is painted, how many metres one repeat covers (at least, at most), and how much it shines."""
+    """A family of textures: its function, the smallest and largest metres of one repeat, and its gloss (0 to 1)."""
 
     paint: Painter
     metres: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Scenes by number: `build(kind, split, seed, views, catalogue)` always gives the same one for the same arguments."""
+"""Builds complete scenes by number: `build` returns the same scene for the same arguments."""
 
 from collections.abc import Callable
 from math import cos, pi, radians, sin
@@ -19,13 +19,20 @@ Builder = Callable[[np.random.Generator, int, Catalogue], Scene]
 
 
 def build(kind: str, split: str, seed: int, views: int, catalogue: Catalogue) -> Scene:
-    """The scene of that kind and number, with so many views of it.
+    """Builds a scene. It depends only on the arguments.
 
-    It is a function of its arguments alone; `catalogue` should be that of the split. Raises ValueError for an unknown
-    kind.
+    Args:
+        kind: a key of `KINDS`.
+        split: "train", "val" or "test"; the same numbers give other scenes in another split.
+        seed: number of the scene.
+        views: number of cameras.
+        catalogue: the models of the split.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     if kind not in KINDS:
-        raise ValueError(f"a scene is one of {', '.join(KINDS)}; got {kind!r}")
+        raise ValueError(f"kind: wanted one of {', '.join(KINDS)}; got {kind!r}")
     random = np.random.default_rng([crc32(kind.encode()), crc32(split.encode()), seed])
     return BUILDERS[kind][1](random, views, catalogue)
 
@@ -38,7 +45,16 @@ def _scene(
     views: tuple[Camera, ...],
     placed: list[Placed],
 ) -> Scene:
-    """The scene, each view exposed and balanced by itself."""
+    """Assembles a scene, and draws the exposure and white balance of each view.
+
+    Args:
+        random: draws them.
+        instances: all surfaces; the first one is the building or the ground.
+        rays: of these instances.
+        shining: the light.
+        views: the cameras.
+        placed: the models in the scene.
+    """
     return Scene(
         instances=tuple(instances),
         lamps=shining.lamps,
@@ -54,7 +70,7 @@ def _scene(
 # ------------------------------------------------------------------------------------------------------------ interiors
 
 INTERIOR = Taste(shell=0.85, things=4, middle=1.4)
-# Heights above the floor at which a camera is held, in metres, and how often.
+# Heights of cameras above the floor, in metres, and their probabilities.
 HEIGHTS = {"standing": (1.5, 1.75), "seated": (1.0, 1.3), "table": (0.7, 0.95), "low": (0.25, 0.6), "high": (1.8, 2.1)}
 HEIGHT_SHARES = (0.5, 0.25, 0.12, 0.07, 0.06)
 
@@ -104,7 +120,7 @@ def _interior(random: np.random.Generator, count: int, catalogue: Catalogue) -> 
 # ---------------------------------------------------------------------------------------------------------- still lifes
 
 CLOSE = Taste(free=0.12, near=0.3, near_share=0.5, ratio=1.3, largest=0.9, shell=0.8, things=2)
-OCCLUDED = 0.35  # so many views have something in the foreground
+OCCLUDED = 0.35  # share of views for which an object in the foreground is drawn
 
 
 def _still_life(random: np.random.Generator, count: int, catalogue: Catalogue) -> Scene:
@@ -143,7 +159,7 @@ def _around(target: Vector, away: float, angle: float, rise: float) -> Vector:
 
 
 def _harmless(arm: Instance, instances: list[Instance], views: tuple[Camera, ...]) -> bool:
-    """Whether no view is spoilt by the arm: it covers less than a third of each, and no camera is inside of it."""
+    """Whether the arm covers at most 35 % of each view, and no camera is inside it."""
     alone = build_rays([arm])
     for camera in views:
         seen = glance(alone, camera)
@@ -182,7 +198,7 @@ def _street(random: np.random.Generator, count: int, catalogue: Catalogue) -> Sc
     return _scene(random, instances, rays, illumination.outdoors(random), views, town.plan.placed)
 
 
-# The share of each kind of scene in the mixture, and who builds it.
+# The probability of each kind of scene, and the function that builds it.
 BUILDERS: dict[str, tuple[float, Builder]] = {
     "interior": (0.55, _interior),
     "still_life": (0.2, _still_life),

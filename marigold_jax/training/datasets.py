@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from marigold_jax.data.loader import DataSource, Loader, make_loader
+from marigold_jax.data.loader import Augmentation, DataSource, Loader, ProcessShare, make_loader
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
+from marigold_jax.data.transforms import SampleOptions
 from marigold_jax.training import encode_dataset
 from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.model import Component
@@ -67,13 +68,11 @@ def training_batches(config: Config, vae: Component, stopping: Callable[[], obje
         [(datasets[name], share) for name, share in mix],
         batch_size=data["batch_size"] // processes,
         seed=run["seed"],
-        process_index=jax.process_index(),
-        process_count=processes,
+        target=TARGETS[target].data,
+        options=SampleOptions(**frames),
+        augmentation=Augmentation(data["flip"], data["zoom"]),
+        process=ProcessShare(jax.process_index(), processes),
         num_workers=data["num_workers"],
-        flip=data["flip"],
-        zoom=data["zoom"],
-        normals=TARGETS[target].feature == "normals",
-        **frames,
     )
 
 

@@ -22,6 +22,7 @@ from marigold_jax.data import latent_store as store
 from marigold_jax.data.latent_store import LatentSplit
 from marigold_jax.data.loader import BothWays, Loader
 from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.data.transforms import SampleOptions
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.models import functional
 from marigold_jax.runtime import distributed
@@ -174,8 +175,8 @@ def _write_shards(
             progress(len(group))
 
     frames, places = tuple(frame for _, shard in todo for frame in shard), encoder.places
-    normals = TARGETS[encoding.target].feature == "normals"
-    loader = Loader(BothWays(split, frames, normals, encoding.options(split)), num_workers)
+    options = SampleOptions(**encoding.options(split))
+    loader = Loader(BothWays(split, frames, TARGETS[encoding.target].data, options), num_workers)
     try:
         for path, shard in todo:
             groups = ([next(loader) for _ in shard[i : i + places]] for i in range(0, len(shard), places))

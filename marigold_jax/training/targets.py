@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Float
 
+from marigold_jax.data import targets as data_targets
 from marigold_jax.diffusion.losses import angular_error, weighted_l1
 from marigold_jax.training.batch import Batch, mask_of
 from marigold_jax.training.pixels import aligned_depth, depth_to_pixels, normals_to_pixels, unit_normals
@@ -33,8 +34,7 @@ class Target:
     """One modality in training.
 
     Attributes:
-        feature: its key in an example of a prepared dataset.
-        key: its key in a batch.
+        data: how it is stored, mirrored and masked, and its keys in examples and samples.
         channels: of the array in a batch.
         to_pixels: from that array (b, h, w, channels) to the image (b, h, w, 3) in [-1, 1] that the VAE encodes.
         from_pixels: `from_pixels(decoded pixels, batch)` returns the prediction that end-to-end training compares.
@@ -43,8 +43,7 @@ class Target:
         validation: of a model that predicts it.
     """
 
-    feature: str
-    key: str
+    data: data_targets.Target
     channels: int
     to_pixels: Callable[[Array], Float[Array, "b h w 3"]]
     from_pixels: Callable[[Array, Batch], Array]
@@ -52,11 +51,20 @@ class Target:
     has_units: bool
     validation: Validation
 
+    @property
+    def feature(self) -> str:
+        """Its key in an example of a prepared dataset."""
+        return self.data.map
+
+    @property
+    def key(self) -> str:
+        """Its key in a batch."""
+        return self.data.sample_key
+
 
 TARGETS = {
     "depth": Target(
-        feature="depth",
-        key="target",
+        data=data_targets.DEPTH,
         channels=1,
         to_pixels=depth_to_pixels,
         from_pixels=aligned_depth,
@@ -65,8 +73,7 @@ TARGETS = {
         validation=Validation(predict_depth, "abs_rel"),
     ),
     "normals": Target(
-        feature="normals",
-        key="normals",
+        data=data_targets.NORMALS,
         channels=3,
         to_pixels=normals_to_pixels,
         from_pixels=unit_normals,

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from marigold_jax import prepare
-from marigold_jax.data.loader import Plan, make_loader
+from marigold_jax.data.loader import Augmentation, Plan, ProcessShare, make_loader
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.data.transforms import crop, transform
+from marigold_jax.data.targets import NORMALS
+from marigold_jax.data.transforms import SampleOptions, crop, transform
 
 SIZES = {"large": 23, "small": 10}
 SHAPES = {"large": (24, 32), "small": (16, 40)}
@@ -67,12 +68,12 @@ def frames_in(batch):
 # ----------------------------------------------------------------------------------------------------------------- plan
 
 
-def test_sources_are_drawn_with_their_probabilities():
+def test_datasets_are_drawn_with_their_probabilities():
     plan = Plan(sizes=(100, 50), probabilities=(0.9, 0.1), batch_size=2, seed=1)
-    drawn = np.array([plan.source(batch) for batch in range(10_000)])
+    drawn = np.array([plan.dataset(batch) for batch in range(10_000)])
     assert abs((drawn == 0).mean() - 0.9) < 3 * np.sqrt(0.09 / 10_000)
     other = Plan(sizes=(100, 50), probabilities=(0.9, 0.1), batch_size=2, seed=2)
-    assert any(plan.source(batch) != other.source(batch) for batch in range(100))
+    assert any(plan.dataset(batch) != other.dataset(batch) for batch in range(100))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 30])
@@ -80,18 +81,20 @@ def test_every_dataset_walks_through_shuffled_epochs_without_repeats(batch_size)
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=batch_size, seed=5)
     visited = {0: [], 1: []}
     for batch in range(200):
-        visited[plan.source(batch)].extend(plan.frames(batch))
-    for source, size in enumerate(plan.sizes):
-        epochs = [tuple(visited[source][start : start + size]) for start in range(0, len(visited[source]) - size, size)]
+        visited[plan.dataset(batch)].extend(plan.frames(batch))
+    for dataset, size in enumerate(plan.sizes):
+        epochs = [
+            tuple(visited[dataset][start : start + size]) for start in range(0, len(visited[dataset]) - size, size)
+        ]
         assert len(epochs) > 3 and all(sorted(epoch) == list(range(size)) for epoch in epochs)
         assert len(set(epochs)) == len(epochs)
 
 
-def test_epochs_go_on_across_blocks_of_drawn_sources():
+def test_epochs_go_on_across_blocks_of_drawn_datasets():
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=3, seed=5)
-    counted = sum(plan.source(batch) == 1 for batch in range(8200))
-    last = max(batch for batch in range(8200) if plan.source(batch) == 1)
-    walk = [frame for batch in range(8200) if plan.source(batch) == 1 for frame in plan.frames(batch)]
+    counted = sum(plan.dataset(batch) == 1 for batch in range(8200))
+    last = max(batch for batch in range(8200) if plan.dataset(batch) == 1)
+    walk = [frame for batch in range(8200) if plan.dataset(batch) == 1 for frame in plan.frames(batch)]
     assert list(plan.frames(last)) == walk[-3:] and len(walk) == 3 * counted
     assert all(sorted(walk[start : start + 10]) == list(range(10)) for start in range(0, len(walk) - 10, 10))
 
@@ -112,7 +115,7 @@ def test_half_of_the_frames_are_mirrored():
 
 def test_batches_hold_what_they_promise(mix):
     seen = set()
-    for batch in take(make_loader(mix, batch_size=3, seed=0, normals=True), 12):
+    for batch in take(make_loader(mix, batch_size=3, seed=0, target=NORMALS), 12):
         height, width = batch["rgb"].shape[1:3]
         seen.add((height, width))
         assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
@@ -131,21 +134,26 @@ def test_batches_hold_what_they_promise(mix):
 
 
 def test_the_loader_follows_the_plan(mix):
-    loader = make_loader(mix, batch_size=4, seed=9, flip=False)
+    loader = make_loader(mix, batch_size=4, seed=9, augmentation=Augmentation(flip=False))
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=4, seed=9)
     for number, batch in enumerate(take(loader, 10)):
-        assert batch["rgb"].shape[1:3] == list(SHAPES.values())[plan.source(number)]
+        assert batch["rgb"].shape[1:3] == list(SHAPES.values())[plan.dataset(number)]
         np.testing.assert_array_equal(frames_in(batch), plan.frames(number))
 
 
 def test_windows_are_those_of_the_plan_and_lie_within_the_frame(mix):
     options = {"size": (16, 24), "antialias": True, "far_fill": True}
-    seen = take(make_loader(mix, batch_size=4, seed=9, flip=False, zoom=2.0, **options), 3)
+    seen = take(
+        make_loader(
+            mix, batch_size=4, seed=9, augmentation=Augmentation(flip=False, zoom=2.0), options=SampleOptions(**options)
+        ),
+        3,
+    )
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=4, seed=9)
     shares = np.concatenate([plan.windows(batch, 2.0) for batch in range(500)])[:, 0]
     assert 0.5 <= shares.min() < 0.51 and 0.99 < shares.max() <= 1 and abs(shares.mean() - 0.75) < 0.02
     for number, batch in enumerate(seen):
-        dataset = PreparedSplit(mix[plan.source(number)][0])
+        dataset = PreparedSplit(mix[plan.dataset(number)][0])
         for row, (frame, window) in enumerate(zip(plan.frames(number), plan.windows(number, 2.0), strict=True)):
             wanted = transform(crop(dataset[int(frame)], window), flip=False, **options)
             np.testing.assert_array_equal(batch["rgb"][row], wanted["rgb"])
@@ -156,7 +164,7 @@ def test_windows_are_those_of_the_plan_and_lie_within_the_frame(mix):
 
 def test_flips_are_those_of_the_plan(mix):
     plan = Plan(sizes=(23, 10), probabilities=(0.7, 0.3), batch_size=4, seed=9)
-    straight = take(make_loader(mix, batch_size=4, seed=9, flip=False), 5)
+    straight = take(make_loader(mix, batch_size=4, seed=9, augmentation=Augmentation(flip=False)), 5)
     mirrored = take(make_loader(mix, batch_size=4, seed=9), 5)
     for number, (before, after) in enumerate(zip(straight, mirrored, strict=True)):
         for row, flip in enumerate(plan.flips(number)):
@@ -172,9 +180,9 @@ def test_workers_change_nothing(mix, num_workers):
 
 
 def test_processes_share_the_global_batch(mix):
-    whole = take(make_loader(mix, batch_size=4, seed=7, normals=True), 8)
+    whole = take(make_loader(mix, batch_size=4, seed=7, target=NORMALS), 8)
     halves = [
-        take(make_loader(mix, batch_size=2, seed=7, normals=True, process_index=index, process_count=2), 8)
+        take(make_loader(mix, batch_size=2, seed=7, target=NORMALS, process=ProcessShare(index, 2)), 8)
         for index in range(2)
     ]
     joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
@@ -197,7 +205,7 @@ def test_a_run_of_one_process_goes_on_with_two(mix):
     whole = take(make_loader(mix, batch_size=4, seed=2), 5)
     loader = make_loader(mix, batch_size=4, seed=2)
     take(loader, 3)
-    second = make_loader(mix, batch_size=2, seed=2, process_index=1, process_count=2)
+    second = make_loader(mix, batch_size=2, seed=2, process=ProcessShare(1, 2))
     second.set_state(loader.get_state())
     assert_same([{key: value[2:] for key, value in batch.items()} for batch in whole[3:]], take(second, 2))
 
@@ -237,7 +245,7 @@ def test_workers_never_import_jax(mix):
 
 
 def test_every_dataset_can_be_trained_at_one_size(mix):
-    batches = take(make_loader(mix, batch_size=2, seed=0, size=(8, 16)), 8)
+    batches = take(make_loader(mix, batch_size=2, seed=0, options=SampleOptions(size=(8, 16))), 8)
     assert {batch["rgb"].shape for batch in batches} == {(2, 8, 16, 3)}
 
 
@@ -284,7 +292,7 @@ def test_a_broken_frame_is_named(error, wanted, num_workers):
 
 
 def test_a_frame_that_cannot_be_used_is_named():
-    loader = make_loader([(Memory((8, 8)), 1)], batch_size=1, seed=0, size=(0, 8))
+    loader = make_loader([(Memory((8, 8)), 1)], batch_size=1, seed=0, options=SampleOptions(size=(0, 8)))
     with pytest.raises(ValueError, match=r"^Memory: frame 0: "):
         next(loader)
     loader.close()
@@ -307,8 +315,8 @@ def test_a_worker_that_dies_is_told_of_in_one_line():
         ([], {}, "datasets must be pairs"),
         ([(Memory((8, 8)), 0)], {}, "not all of them 0"),
         ([(Memory(), 1)], {}, "Memory is empty"),
-        ([(Memory((8, 8)), 1)], {"normals": True}, "Memory has no normals"),
-        ([(Memory((8, 8)), 1)], {"process_index": 1}, "0 <= process_index < process_count"),
+        ([(Memory((8, 8)), 1)], {"target": NORMALS}, "Memory has no normals"),
+        ([(Memory((8, 8)), 1)], {"process": ProcessShare(index=1)}, "0 <= process.index < process.count"),
         ([("/nowhere/rooms/train", 1)], {}, "no dataset 'rooms' has been prepared in /nowhere"),
     ],
 )

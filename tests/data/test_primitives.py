@@ -7,6 +7,7 @@ import pytest
 
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.primitives import WALLS, Camera, Primitives, Scene, draw_scene, render, trace
+from marigold_jax.data.targets import NORMALS
 
 SIZE = (48, 64)
 
@@ -44,7 +45,7 @@ def test_examples_are_as_the_loader_wants_them():
     }
     with pytest.raises(IndexError):
         source[3]
-    batch = next(make_loader([(source, 1.0)], batch_size=2, seed=0, normals=True))
+    batch = next(make_loader([(source, 1.0)], batch_size=2, seed=0, target=NORMALS))
     assert batch["target"].min() == -1 and batch["target"].max() == 1
 
 

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.prepared import decode
+from marigold_jax.data.record import Feature
+from marigold_jax.data.targets import TARGETS, Target
 from marigold_jax.data.transforms import mirror, nearest, normalise, percentiles, transform
 
 REFERENCE = {"antialias": False, "far_fill": False}
@@ -171,3 +175,26 @@ def test_antialiasing_removes_what_a_smaller_image_cannot_show():
         for antialias in (False, True)
     }
     assert contrast[False] > 0.65 and contrast[True] < 0.25 * contrast[False]
+
+
+def test_a_further_target_is_one_row(monkeypatch):
+    """Its map is restored, mirrored and masked as its row says, without any other code."""
+    row = Target(
+        "albedo",
+        map="albedo",
+        sample_key="albedo",
+        stored=(Feature("Tensor", "uint8", 3),),
+        restore=lambda stored: stored.astype(np.float32) / 255,
+        mirror=lambda values: 1 - values,
+        is_known=lambda values: values[..., :1] > 0.25,
+    )
+    monkeypatch.setitem(TARGETS, "albedo", row)
+    stored = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    depth = np.full((96, 128, 1), 2.0, np.float32)
+    decoded = decode({"rgb": stored, "depth": depth, "albedo": stored}, DepthFormat(1.0))
+    np.testing.assert_array_equal(decoded["albedo"], stored.astype(np.float32) / 255)
+    raw = example() | {"albedo": decoded["albedo"]}
+    sample = transform(raw, size=None, flip=True, antialias=True, far_fill=True)
+    np.testing.assert_array_equal(sample["albedo"], 1 - raw["albedo"][:, ::-1])
+    without = transform(example(), size=None, flip=True, antialias=True, far_fill=True)
+    np.testing.assert_array_equal(sample["mask"], without["mask"] & (sample["albedo"][..., :1] > 0.25))

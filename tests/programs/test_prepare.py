@@ -11,11 +11,12 @@ from PIL import Image
 
 import marigold_jax.data
 from marigold_jax import prepare
-from marigold_jax.data import folder, shards
-from marigold_jax.data.prepared import PreparedSplit, Source
+from marigold_jax.data import folder, prepare_split, split_writer
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.data.rgbd.rgbd_dataset_builder import RgbdConfig, shards_of
-from marigold_jax.data.shards import open_builder
+from marigold_jax.data.split_writer import open_builder
 
 COUNT = 40
 
@@ -72,7 +73,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(raw, tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(folder, "read_frame", read_or_die)
     assert run(raw, tmp_path / "killed") == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "killed" / "rgbd" / "mine" / "1.0.0").exists()
     before = len(reads)
     assert run(raw, tmp_path / "killed") == 0
@@ -85,7 +86,7 @@ def test_a_run_killed_while_publishing_goes_on(raw, tmp_path, monkeypatch):
     for data_dir in ("straight", "killed"):
         assert run(raw, tmp_path / data_dir, "--split", "val", "--limit", "17") == 0
     assert run(raw, tmp_path / "straight") == 0
-    replace, moves = shards.os.replace, []
+    replace, moves = split_writer.os.replace, []
 
     def replace_or_die(source, target):
         if "array_record-" in str(target) and "incomplete" not in str(target):
@@ -94,7 +95,7 @@ def test_a_run_killed_while_publishing_goes_on(raw, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(shards.os, "replace", replace_or_die)
+    monkeypatch.setattr(split_writer.os, "replace", replace_or_die)
     assert run(raw, tmp_path / "killed") == 130
     assert len(PreparedSplit(f"{tmp_path}/killed/mine/val")) == 16
     with pytest.raises(ValueError, match="has the splits val; not 'train'"):
@@ -105,9 +106,9 @@ def test_a_run_killed_while_publishing_goes_on(raw, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_with_other_frames_starts_again(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(prepare_split, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(raw, tmp_path) == 130
-    monkeypatch.setattr(prepare, "publish", shards.publish)
+    monkeypatch.setattr(prepare_split, "publish", split_writer.publish)
     assert run(raw, tmp_path, "--limit", "3") == 0
     assert len(PreparedSplit(f"{tmp_path}/mine/train")) == 3
 
@@ -124,6 +125,12 @@ def test_splits_join_one_dataset(raw, tmp_path, capsys):
     assert "is prepared already: 38 frames" in capsys.readouterr().out
     assert run(raw, tmp_path, "--split", "test", "--max_depth", "3") == 2
     assert "choose another --name" in capsys.readouterr().err
+
+
+def test_raw_and_data_folders_have_short_flags(raw, tmp_path):
+    short = ["folder", "-i", str(raw), "-o", str(tmp_path), "--unit", "mm", "--workers", "1", "--limit", "2"]
+    assert prepare.main(short) == 0
+    assert len(PreparedSplit(f"{tmp_path}/mine/train")) == 2
 
 
 def test_a_shard_without_usable_frames_disappears(raw, tmp_path):
@@ -162,12 +169,12 @@ def test_tfds_reads_the_dataset_without_tensorflow(raw, tmp_path):
 def test_the_builder_is_a_tfds_builder(raw, tmp_path):
     """`download_and_prepare`, TFDS's own way, gives the same dataset."""
     assert run(raw, tmp_path / "ours") == 0
-    source = Source(1000.0, 1e-5, float("inf"))
+    depth_format = DepthFormat(1000.0, 1e-5, float("inf"))
     config = RgbdConfig(
         name="mine",
-        source=source,
+        depth_format=depth_format,
         frames={"train": folder.list_frames(str(raw), None)},
-        read=lambda frame: folder.read_frame(frame, source, "png16"),
+        read=lambda frame: folder.read_frame(frame, depth_format, "png16"),
     )
     builder = open_builder(tmp_path / "theirs", config)
     builder.download_and_prepare(file_format="array_record")
@@ -189,11 +196,11 @@ def test_splits_have_at_most_128_shards(count, shards, largest):
 
 
 def test_a_dead_worker_process_is_explained(raw, tmp_path, capsys, monkeypatch):
-    class Pool(prepare.ProcessPoolExecutor):
+    class Pool(prepare_split.ProcessPoolExecutor):
         def submit(self, function, *args, **options):
             return super().submit(os._exit, 1)
 
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(prepare_split, "ProcessPoolExecutor", Pool)
     assert run(raw, tmp_path, workers=2) == 2
     assert "a worker process died" in capsys.readouterr().err
 

@@ -303,7 +303,7 @@ def test_a_list_of_another_dataset_is_refused(raw, tmp_path, capsys):
     names = tmp_path / "list.txt"
     names.write_text("rgb/Scene02/clone/frames/rgb/Camera_0/rgb_00000.jpg depth.png\n")
     assert run(raw, tmp_path, "--filename_list", str(names)) == 2
-    assert "want names such as ai_001_001/rgb_cam_00_fr0000.png; got rgb/Scene02" in capsys.readouterr().err
+    assert "wanted names such as ai_001_001/rgb_cam_00_fr0000.png; got rgb/Scene02" in capsys.readouterr().err
 
 
 def test_scenes_that_arrived_later_and_other_flags_are_noticed(raw, tmp_path, capsys):
@@ -327,4 +327,4 @@ def test_scenes_of_the_table_stay_below_the_folder(raw, tmp_path, capsys):
     path = raw / hypersim.SPLIT_FILE
     path.write_text(path.read_text().replace("ai_004_002", "../../ai_004_002"))
     assert run(raw, tmp_path) == 2
-    assert "want scenes such as ai_001_001" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert "wanted scenes such as ai_001_001" in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from marigold_jax import prepare
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.filename_list import filename_lines
 from marigold_jax.data.folder import FORMATS, hold_out, list_frames
 from marigold_jax.data.images import HEIF_EXTENSIONS, HEIF_HINT, read_image
-from marigold_jax.data.prepared import PreparedSplit, Source, decode
-from marigold_jax.data.raw_frame import BadFrame, check_rgb, filename_lines
+from marigold_jax.data.prepared import PreparedSplit, decode
+from marigold_jax.data.raw_frame import BadFrame, check_rgb
 
 HEIGHT, WIDTH = 12, 17
 DEPTH = np.random.default_rng(0).integers(500, 60000, (HEIGHT, WIDTH), dtype=np.uint16)
@@ -294,7 +296,7 @@ def test_training_sees_what_predict_sees(tmp_path, name):
     PICTURES[name](path)
     picture = check_rgb(path.read_bytes(), str(path))
     seen = read_image(path)
-    trained = decode({"rgb": picture.content}, Source(1.0))["rgb"]
+    trained = decode({"rgb": picture.content}, DepthFormat(1.0))["rgb"]
     assert trained.shape == seen.shape and picture.size == seen.shape[:2]
     largest = {"f": 1.0, "u": np.iinfo(seen.dtype).max if seen.dtype.kind == "u" else 1}[seen.dtype.kind]
     np.testing.assert_allclose(trained / 255, seen / largest, atol=0.5 / 255 + 1e-6 if seen.dtype != np.uint8 else 0)
@@ -338,7 +340,7 @@ def test_exif_turns_the_picture_as_predict_does(tmp_path, extension, orientation
     path = tmp_path / f"a.{extension}"
     Image.fromarray(RGB).save(path, exif=exif(orientation))
     picture = check_rgb(path.read_bytes(), str(path))
-    np.testing.assert_array_equal(decode({"rgb": picture.content}, Source(1.0))["rgb"], read_image(path))
+    np.testing.assert_array_equal(decode({"rgb": picture.content}, DepthFormat(1.0))["rgb"], read_image(path))
     assert picture.orientation == orientation
 
 
@@ -433,7 +435,7 @@ def unsigned_tiff(path):
 
 
 def test_unsigned_tiff_of_32_bits(raw):
-    from marigold_jax.data.array_files import tiff
+    from marigold_jax.data.raw_files import tiff
 
     wanted = unsigned_tiff(raw / "depth" / "u.tif")
     np.testing.assert_array_equal(tiff((raw / "depth" / "u.tif").read_bytes(), "u.tif")[..., 0], wanted)
@@ -578,9 +580,9 @@ def test_one_command_makes_both_splits(raw, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--validation", "1"], "want --validation from 0 to below 1"),
-        (["--validation", "-0.1"], "want --validation from 0 to below 1"),
-        (["--validation", "nan"], "want --validation from 0 to below 1"),
+        (["--validation", "1"], "wanted --validation from 0 to below 1"),
+        (["--validation", "-0.1"], "wanted --validation from 0 to below 1"),
+        (["--validation", "nan"], "wanted --validation from 0 to below 1"),
         (["--validation", "0.1", "--seed", "-1"], "--seed from 0"),
         (["--validation", "0.1", "--split", "val"], "leave out --split val"),
         (["--validation", "0.1", "--limit", "1"], "at least two frames that can be used, found 1"),
@@ -665,14 +667,14 @@ def test_the_dataset_is_not_written_among_the_raw_files(raw, capsys):
 
 
 def test_a_full_disk_costs_one_line(raw, capsys, monkeypatch):
-    from marigold_jax.data import shards
+    from marigold_jax.data import split_writer
 
-    class Full(shards.ArrayRecordWriter):
+    class Full(split_writer.ArrayRecordWriter):
         def close(self):
             super().close()
             raise RuntimeError("write() failed: No space left on device; at byte 7; Failed to close chunk_writer")
 
-    monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
+    monkeypatch.setattr(split_writer, "ArrayRecordWriter", Full)
     assert run(raw) == 2
     error = capsys.readouterr().err
     assert "No space left on device" in error and "the same command again" in error and error.count("\n") == 1
@@ -691,7 +693,7 @@ def test_a_data_dir_that_is_a_file_costs_one_line(raw, capsys):
 
 def test_the_name_of_the_folder_may_not_do(raw, capsys):
     assert run(raw.rename(raw.parent / "my scans (2)")) == 2
-    assert "got 'my scans (2)'; the folder's name will not do: give a --name" in capsys.readouterr().err
+    assert "got 'my scans (2)'; the folder's name cannot be used: give a --name" in capsys.readouterr().err
 
 
 def test_bad_frames_say_one_line():

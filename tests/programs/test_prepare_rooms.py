@@ -7,6 +7,8 @@ from PIL import Image
 from marigold_jax import prepare
 from marigold_jax.data.loader import make_loader
 from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.data.targets import NORMALS
+from marigold_jax.data.transforms import SampleOptions
 from marigold_jax.rooms import frames
 
 VIEWS = 2
@@ -36,7 +38,7 @@ def test_a_dataset_like_the_others(data_dir):
         np.testing.assert_allclose(np.linalg.norm(normals[seen], axis=-1), 1, atol=1e-3)
         # Surfaces face the viewer: where the ray goes down the optical axis, their normals come back up it.
         assert (normals[20:28, 28:36][seen[20:28, 28:36]][:, 2] > -0.1).all()
-    loader = make_loader([(split, 1.0)], batch_size=2, seed=0, size=(24, 32), normals=True)
+    loader = make_loader([(split, 1.0)], batch_size=2, seed=0, target=NORMALS, options=SampleOptions(size=(24, 32)))
     batch = next(loader)
     loader.close()
     assert batch["rgb"].shape == (2, 24, 32, 3) and batch["span"].shape == (2,) and (batch["span"] > 0).all()
@@ -66,9 +68,9 @@ def test_there_is_a_sheet_to_look_at_and_a_card_with_licences(data_dir):
 
 
 def test_the_first_scenes_are_the_same_however_many_there_are():
-    film = frames.Film("train", 0, 4, (48, 64), None)
-    assert frames.list_frames(film, 50)[:80] == frames.list_frames(film, 20)
-    assert len({frame.kind for frame in frames.list_frames(film, 50)}) == 3
+    settings = frames.SplitSettings("train", 0, 4, (48, 64), None)
+    assert frames.list_frames(settings, 50)[:80] == frames.list_frames(settings, 20)
+    assert len({frame.kind for frame in frames.list_frames(settings, 50)}) == 3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from PIL import Image
 from marigold_jax import prepare
 from marigold_jax.data.loader import make_loader
 from marigold_jax.data.prepared import PreparedSplit
+from marigold_jax.data.targets import NORMALS
 
 FRAMES = [
     ("Scene02/clone", "Camera_0", 0),
@@ -133,7 +134,7 @@ def test_normals_come_from_depth(raw, tmp_path):
     assert known[mask].mean() > 0.95 and not known[:100].any()
     angles = np.degrees(np.arccos(np.clip(example["normals"][mask & known] @ [0, 1, 0], -1, 1)))
     assert angles.mean() < 0.5
-    loader = make_loader([(f"{tmp_path}/virtual_kitti_2/train", 1)], batch_size=1, seed=0, normals=True)
+    loader = make_loader([(f"{tmp_path}/virtual_kitti_2/train", 1)], batch_size=1, seed=0, target=NORMALS)
     batch = next(loader)
     loader.close()
     np.testing.assert_array_equal(batch["mask"][..., 0], batch["mask"][..., 0] & batch["normals"].any(axis=-1))

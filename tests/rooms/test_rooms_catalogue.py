@@ -160,7 +160,7 @@ def test_clear_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no furniture"):
         open_folder(tmp_path)
     (tmp_path / "bad.sh3f").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="no furniture library"):
+    with pytest.raises(ValueError, match="not a furniture library"):
         open_folder(tmp_path)
     (tmp_path / "bad.sh3f").rename(tmp_path / "bad.deb")
     with pytest.raises(ValueError, match="does not begin as an ar archive"):

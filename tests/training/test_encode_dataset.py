@@ -20,7 +20,7 @@ from marigold_jax import prepare, train
 from marigold_jax.data import latent_store as store
 from marigold_jax.data.loader import make_loader
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.data.transforms import transform
+from marigold_jax.data.transforms import SampleOptions, transform
 from marigold_jax.diffusion.losses import latent_mask
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.models import functional
@@ -157,7 +157,7 @@ def test_training_on_latents_is_training(run, data):
     schedule = NoiseSchedule.from_config(base.scheduler)
     objective = jax.jit(diffusion_objective(base.unet.structure, base.vae.structure, schedule, **options))
     frozen = {"vae": base.vae.params, "empty_prompt": jnp.asarray(base.empty_prompt[2])}
-    loader = make_loader([(split_of(data), 1)], batch_size=8, seed=config.run.seed, **SEEN)
+    loader = make_loader([(split_of(data), 1)], batch_size=8, seed=config.run.seed, options=SampleOptions(**SEEN))
     key = jax.random.key(config.run.seed)
     for step, line in enumerate((first, second)):
         batch = {key: jnp.asarray(x) for key, x in next(loader).items()}
@@ -257,7 +257,7 @@ def test_latents_of_something_else_are_refused_in_one_line(data):
         ({"far_fill": False, "dtype": "bfloat16"}, "dtype was float32, is bfloat16; far_fill was True, is False"),
         ({"target": "normals"}, "target was depth, is normals"),
     ]:
-        with pytest.raises(ValueError, match=rf"latents-train holds latents of something else: {words}\. Delete it"):
+        with pytest.raises(ValueError, match=rf"latents-train holds other latents: {words}\. Delete it"):
             cached(data, **changes)
 
 

@@ -1,4 +1,4 @@
-"""The TFDS builder of every RGB-D dataset: what a record looks like on disk, and how lists of frames become shards."""
+"""The TFDS builder of every RGB-D dataset: the features of a record, and how a list of frames becomes shards."""
 
 import dataclasses
 import io
@@ -9,27 +9,34 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from marigold_jax.data.array_record import FEATURES, VERSION, Feature
-from marigold_jax.data.prepared import Source
-from marigold_jax.data.raw_frame import BadFrame, Record
+from marigold_jax.data.depth_format import DepthFormat
+from marigold_jax.data.raw_frame import BadFrame
+from marigold_jax.data.record import Feature, Record
+from marigold_jax.data.record_reader import FEATURES, VERSION
 from marigold_jax.runtime.files import printable
 
-SHARDS = 128  # at most, in a split: every reading process keeps every shard open
-SMALLEST_SHARD = 16
+SHARDS = 128  # at most in a split: every reading process keeps all of them open
+SMALLEST_SHARD = 16  # frames
 
 
 @dataclasses.dataclass
 class RgbdConfig(tfds.core.BuilderConfig):
-    """One dataset. `frames` are the frames of each split, in any form that `read` turns into a `data.raw_frame.Record`.
+    """One dataset to be prepared.
 
-    `card` is Markdown on what a split is made of, where there is something to say, such as whose work it is. `flags`
-    are those of `prepare` that decide what comes out, as text; `unused` are files that no frame makes use of, and why.
+    Attributes:
+        depth_format: unit, valid range and crop of the depth.
+        depth_encoding: how depth is stored, "png16" or "float32".
+        maps: what records hold besides name, rgb and depth: keys of `data.record_reader.FEATURES`.
+        frames: split name to its frames, in any form that `read` accepts.
+        read: reads a frame into a record; raises BadFrame for one that cannot be used.
+        card: Markdown about the origin of a split, such as its authors and licences; may be empty.
+        flags: the flags of `prepare` that decide the result, as text.
+        unused: raw files that no frame uses: (path, reason).
     """
 
-    source: Source | None = None
-    depth_encoding: str = "png16"  # or float32
-    mask: bool = False
-    normals: bool = False
+    depth_format: DepthFormat | None = None
+    depth_encoding: str = "png16"
+    maps: tuple[str, ...] = ()
     frames: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     read: Callable[[Any], Record] | None = None
     card: str = ""
@@ -38,10 +45,19 @@ class RgbdConfig(tfds.core.BuilderConfig):
 
 
 def features_of(config: RgbdConfig) -> dict[str, Feature]:
-    """What `features.json` says of a dataset that this configuration makes, as `data.array_record` reads it."""
+    """The features of a dataset with this configuration, as `data.record_reader` reads them from `features.json`."""
     depth = dict(zip(("png16", "float32"), FEATURES["depth"], strict=True))[config.depth_encoding]
-    more = [key for key in ("mask", "normals") if getattr(config, key)]
-    return {key: FEATURES[key][0] for key in ("name", "rgb", *more)} | {"depth": depth}
+    return {key: FEATURES[key][0] for key in ("name", "rgb", *config.maps)} | {"depth": depth}
+
+
+def _tfds_feature(feature: Feature) -> tfds.features.FeatureConnector:
+    """Grey pictures are written as PNG; colour keeps the format of its file."""
+    if feature.kind == "Text":
+        return tfds.features.Text()
+    shape, dtype = (None, None, feature.channels), np.dtype(feature.dtype).type
+    if feature.kind == "Image":
+        return tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png" if feature.channels == 1 else None)
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="zlib")
 
 
 class Builder(tfds.core.ShardBasedBuilder):
@@ -51,24 +67,12 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
-        depth = {
-            "png16": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
-            "float32": tfds.features.Tensor(shape=(None, None, 1), dtype=np.float32, encoding="zlib"),
-        }
-        features = {
-            "name": tfds.features.Text(),
-            "rgb": tfds.features.Image(shape=(None, None, 3)),
-            "depth": depth[config.depth_encoding],
-        }
-        if config.mask:
-            features["mask"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-        if config.normals:
-            features["normals"] = tfds.features.Tensor(shape=(None, None, 3), dtype=np.int16, encoding="zlib")
+        features = {key: _tfds_feature(feature) for key, feature in features_of(config).items()}
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{config.name}: RGB images with depth; metadata.json tells how to read the depth.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(dataclasses.asdict(config.source)),
+            metadata=tfds.core.MetadataDict(dataclasses.asdict(config.depth_format)),
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterator[tuple[str, dict]]]]]:
@@ -78,7 +82,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
 
 def shards_of(frames: Sequence[Any]) -> list[Sequence[Any]]:
-    """Consecutive frames that share a file. Only their number decides, so a second run makes the same shards."""
+    """Splits frames into consecutive groups, one for each file. Depends on their number only, so it is repeatable."""
     size = max(SMALLEST_SHARD, -(-len(frames) // SHARDS))
     return [frames[start : start + size] for start in range(0, len(frames), size)]
 
@@ -86,7 +90,13 @@ def shards_of(frames: Sequence[Any]) -> list[Sequence[Any]]:
 def examples(
     read: Callable[[Any], Record], frames: Sequence[Any], remarks: list[dict[str, Any]]
 ) -> Iterator[tuple[str, dict]]:
-    """Name and TFDS example of each frame that can be used; what there is to say about frames goes to `remarks`."""
+    """Yields (name, TFDS example) for each usable frame; appends a line of the report for each other frame and note.
+
+    Args:
+        read: see `RgbdConfig`.
+        frames: to read, in order.
+        remarks: receives dictionaries with the keys frame, left_out, reason and detail.
+    """
     for frame in frames:
         try:
             record = read(frame)
@@ -95,7 +105,7 @@ def examples(
             continue
         except ModuleNotFoundError:
             raise
-        except Exception as error:  # one odd file must not end a day's work; the report tells
+        except Exception as error:  # one unusual file must not end a day's work; it is reported
             kind, detail = f"unexpected {type(error).__name__}", printable(f"{frame.name}: {error}")
             remarks.append({"frame": frame.name, "left_out": True, "reason": kind, "detail": detail})
             continue

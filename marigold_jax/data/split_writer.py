@@ -1,9 +1,9 @@
-"""Writing a split shard by shard, so that work can stop anywhere and go on later, and nothing half-written is ever
-seen.
+"""Writes a split shard by shard, so that it can be interrupted and resumed, and is never visible half-written.
 
-Shards grow in a folder beside the dataset, each under a temporary name until it is whole. When all are there, the
-folder becomes the dataset; or its files join the splits that are already there, the index `dataset_info.json` last.
-`metadata.json` keeps what each split was made from, so that the same command can be told from another.
+Shards are written to a folder beside the dataset, each under a temporary name until it is complete. When all are
+complete, the folder is renamed to the dataset; or its files are moved beside the existing splits, with the index
+`dataset_info.json` last. `metadata.json` records what each split was made from, so that the same command can be
+recognised.
 """
 
 import dataclasses
@@ -19,34 +19,34 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from marigold_jax.data.array_record import INDEX, read_index
 from marigold_jax.data.prepared import dataset_folder
 from marigold_jax.data.raw_frame import Part
+from marigold_jax.data.record_reader import INDEX, read_index
 from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
 from marigold_jax.runtime.files import read_json, write, write_json
 
 PREPARED = "prepared"  # the key of metadata.json
 PLAN = "plan.txt"
-# One record a chunk gives random access; images are compressed already.
+# One record per chunk gives random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """How many records a finished shard holds, and what is to be said about its frames."""
+    """A finished shard: how many records it holds, and the remarks for the report (see `examples`)."""
 
     records: int
     remarks: list[dict[str, Any]]
 
 
 def open_builder(data_dir: str | Path, config: RgbdConfig) -> Builder:
-    """The builder of the dataset `config.name` below `data_dir`; it knows the splits that are there already.
+    """The builder of the dataset `config.name` below `data_dir`, with the splits that exist already.
 
-    Raises ValueError where the dataset that is there is damaged, or not one of ours.
+    Raises ValueError if the existing dataset is damaged, or was not made by this package.
     """
     folder = dataset_folder(data_dir, config.name)
     if folder.exists():
-        read_index(folder)  # TFDS believes what it reads
+        read_index(folder)  # checks what TFDS would trust
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that is not listed in the builder's code
     try:
@@ -62,13 +62,13 @@ def open_builder(data_dir: str | Path, config: RgbdConfig) -> Builder:
 
 
 def begin(builder: Builder, split: str) -> list[tuple[Path, Sequence[Any]]]:
-    """Where each shard of the split is to be written, and its frames.
+    """The path at which each shard of the split is written, and its frames.
 
-    Shards that an earlier run finished are kept if it was for the same frames.
+    Shards that an earlier run finished are kept if that run had the same frames and flags.
     """
     config, staging = builder.builder_config, _staging(builder, split)
     shards = shards_of(config.frames[split])
-    contents = (config.source, config.depth_encoding, config.mask, config.normals, shards, origin(config, split))
+    contents = (config.depth_format, config.depth_encoding, config.maps, shards, origin(config, split))
     fingerprint = hashlib.sha256(repr(contents).encode()).hexdigest()
     plan = staging / PLAN
     if not plan.exists() or plan.read_text() != fingerprint:
@@ -79,7 +79,7 @@ def begin(builder: Builder, split: str) -> list[tuple[Path, Sequence[Any]]]:
 
 
 def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
-    """Writes one shard, unless it is finished already. Runs in a process of its own."""
+    """Writes one shard, unless it is finished already. Runs in a worker process."""
     finished = path.with_suffix(".json")
     if finished.exists():
         return Shard(**read_json(finished))
@@ -92,12 +92,12 @@ def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
         writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
         for _, example in examples(config.read, frames, remarks):
             message = serializer.get_tf_example(features.encode_example(example))
-            writer.write(message.SerializeToString(deterministic=True))  # or every process would order the fields anew
+            writer.write(message.SerializeToString(deterministic=True))  # else the order of fields varies by process
             records += 1
         writer.close()
-    except RuntimeError as error:  # of ArrayRecord, as for a full disk
+    except RuntimeError as error:  # raised by ArrayRecord, for instance when the disk is full
         unfinished.unlink(missing_ok=True)
-        raise OSError(f"{path.parent}: {error}; make room and give the same command again to go on") from None
+        raise OSError(f"{path.parent}: {error}; free some space and run the same command again to continue") from None
     os.replace(unfinished, path)
     shard = Shard(records, remarks)
     write_json(finished, dataclasses.asdict(shard))
@@ -105,7 +105,13 @@ def write_shard(path: Path, frames: Sequence[Any], config: RgbdConfig) -> Shard:
 
 
 def publish(builder: Builder, split: str, shards: list[Shard]) -> None:
-    """Turns the finished shards of a split (with at least one record) into a TFDS dataset, or a part of one."""
+    """Makes the finished shards of a split visible, as a new TFDS dataset or in an existing one.
+
+    Args:
+        builder: of the dataset, from `open_builder`.
+        split: its name.
+        shards: in order; at least one must hold a record, and empty ones are left out.
+    """
     staging, folder = _staging(builder, split), Path(builder.data_dir)
     names = tfds.core.ShardedFileTemplate(
         data_dir=builder.data_path, dataset_name=builder.name, split=split, filetype_suffix="array_record"
@@ -115,7 +121,7 @@ def publish(builder: Builder, split: str, shards: list[Shard]) -> None:
     for position, number in enumerate(full):
         path = staging / f"{number:05d}.array_record"
         name = names.sharded_filepath(shard_index=position, num_shards=len(full)).name
-        if path.exists():  # or else an earlier run came this far
+        if path.exists():  # otherwise an earlier, interrupted run has renamed it
             os.replace(path, staging / name)
         size += next(path.stat().st_size for path in (staging / name, folder / name) if path.exists())
     lengths = [shards[number].records for number in full]
@@ -137,9 +143,9 @@ def publish(builder: Builder, split: str, shards: list[Shard]) -> None:
 
 
 def origin(config: RgbdConfig, split: str) -> dict[str, Any]:
-    """What a split is made from: the flags, how many frames, and a fingerprint of their files' names and sizes.
+    """What a split is made from: the flags, the number of frames, and a checksum of their files' names and sizes.
 
-    Folders may move; contents of the same size are not told apart.
+    Folders may be moved without changing it. Files of equal name and size are taken to be equal.
     """
     digest = hashlib.sha256()
     for frame in config.frames[split]:
@@ -149,7 +155,7 @@ def origin(config: RgbdConfig, split: str) -> dict[str, Any]:
 
 
 def _size(part: Part) -> int | None:
-    """Bytes, or None where there is no file."""
+    """The size in bytes, or None if there is no file."""
     try:
         return os.stat(part.path).st_size if part.size is None else part.size
     except (OSError, ValueError):
@@ -157,14 +163,14 @@ def _size(part: Part) -> int | None:
 
 
 def origin_of(builder: Builder, split: str) -> dict[str, Any] | None:
-    """What a split that is there was made from; None for one that was made before that was kept."""
+    """The `origin` of an existing split; None if it was made by a version that did not record one."""
     kept = builder.info.metadata.get(PREPARED)
     found = kept.get(split) if isinstance(kept, dict) else None
     return found if isinstance(found, dict) and isinstance(found.get("flags"), dict) else None
 
 
 def discard(builder: Builder, split: str) -> None:
-    """Forgets the shards of a split that were finished, so that a later run reads every file again."""
+    """Deletes the finished shards of an unpublished split, so that a later run reads every file again."""
     shutil.rmtree(_staging(builder, split))
 
 

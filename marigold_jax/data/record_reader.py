@@ -1,11 +1,11 @@
-"""Prepared datasets on disk, read without TFDS: it would import whatever module the folder's `features.json` names.
+"""Reads the files of prepared datasets without TFDS, which would import any module that `features.json` names.
 
     DATA_DIR/rgbd/NAME/1.0.0/dataset_info.json                         the splits, and how many records each file holds
-    DATA_DIR/rgbd/NAME/1.0.0/features.json                             what a record holds: `FEATURES`
+    DATA_DIR/rgbd/NAME/1.0.0/features.json                             what a record holds: see `FEATURES`
     DATA_DIR/rgbd/NAME/1.0.0/rgbd-SPLIT.array_record-00000-of-00002    records, each a `tf.train.Example`
 
-TFDS writes them (`data.shards`) and reads them too; here nothing in them is trusted. Every error is a ValueError of one
-line that names the file, and the key or the record.
+TFDS writes these files (`data.split_writer`) and can read them too. Nothing in them is trusted here. Every error is a
+ValueError of one line that names the file, and the key or the record.
 """
 
 import zlib
@@ -19,48 +19,41 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Shaped
 from tensorflow_datasets.proto import tf_example_pb2
 
+from marigold_jax.data.record import Feature
+from marigold_jax.data.targets import DEPTH, TARGETS
 from marigold_jax.runtime.files import printable, read_json, regular
 
 DATASET = "rgbd"
 VERSION = "1.0.0"
 INDEX = "dataset_info.json"
 SCHEMA = "features.json"
-SMALLEST_RECORD = 40  # bytes: the header of a chunk, of which each record has its own
-LARGEST_SIDE = 2**15  # of a map in a record
+SMALLEST_RECORD = 40  # bytes: the header of a chunk; each record has its own chunk
+LARGEST_SIDE = 2**15  # pixels, of a map in a record
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 _FOLDER = "tensorflow_datasets.core.features"
 PLACE = "featuresDict.features"
 FEATURES_DICT = f"{_FOLDER}.features_dict.FeaturesDict"
-CLASSES = {  # the classes that `data.rgbd` writes, and where the schema describes each
+CLASSES = {  # the classes that `data.rgbd` writes: their kind, and the key under which the schema describes them
     f"{_FOLDER}.text_feature.Text": ("Text", "text"),
     f"{_FOLDER}.image_feature.Image": ("Image", "image"),
     f"{_FOLDER}.tensor_feature.Tensor": ("Tensor", "tensor"),
 }
 
 
-@dataclass(frozen=True)
-class Feature:
-    """How one entry of a record is stored: a text, the bytes of a picture, or a compressed array (h, w, `channels`)."""
-
-    kind: str
-    dtype: str = ""
-    channels: int = 0
-
-
-FEATURES: Mapping[str, Sequence[Feature]] = {  # what a record may hold, and how
+FEATURES: Mapping[str, Sequence[Feature]] = {  # what a record may hold, and the ways in which it may be stored
     "name": (Feature("Text"),),
     "rgb": (Feature("Image", "uint8", 3),),
-    "depth": (Feature("Image", "uint16", 1), Feature("Tensor", "float32", 1)),
+    DEPTH.map: DEPTH.stored,
     "mask": (Feature("Image", "uint8", 1),),
-    "normals": (Feature("Tensor", "int16", 3),),
+    **{target.map: target.stored for target in TARGETS.values()},
 }
 NEEDED = ("name", "rgb", "depth")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of records, all of which count; `ArrayRecordDataSource` reads these fields."""
+    """A file of records, with the fields that `ArrayRecordDataSource` expects: `take` is the number of records."""
 
     filename: str
     take: int
@@ -73,7 +66,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The files of a split, and the size that its index gives for them all."""
+    """The files of a split, and their total size according to the index."""
 
     shards: tuple[Shard, ...]
     num_bytes: int
@@ -81,13 +74,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Index:
-    """What a dataset's folder says that it holds."""
+    """The content of a dataset's index and schema: the features of a record, and the splits, by name."""
 
     features: Mapping[str, Feature]
     splits: Mapping[str, Split]
 
 
-# ---------------------------------------------------------------------------------------------------- what is there
+# ---------------------------------------------------------------------------------------------------- index and schema
 
 
 def read_index(folder: Path) -> Index:
@@ -96,15 +89,28 @@ def read_index(folder: Path) -> Index:
 
 
 def wrong(file: str | Path, key: str, wanted: str, found: object) -> ValueError:
-    """One line about a key of a file of settings."""
+    """An error about a wrong value in a JSON file.
+
+    Args:
+        file: the path of the file.
+        key: the path of the key in it.
+        wanted: what was expected, in words.
+        found: the value.
+    """
     text = printable(repr(found))
     return ValueError(f"{file}: {key}: wanted {wanted}, found {text if len(text) < 80 else text[:77] + '...'}")
 
 
 def _get(file: Path, values: Mapping[str, Any], path: str, kind: type, default: Any = None, *, under: str = "") -> Any:
-    """The value under keys "a.b", which must have this type. Without a default it must be there.
+    """The value at a path of keys, checked for its type.
 
-    `under` says where `values` themselves are.
+    Args:
+        file: for error messages.
+        values: a JSON object.
+        path: keys joined by dots, "a.b".
+        kind: the type that the value must have.
+        default: returned if the last key is missing; None makes that an error.
+        under: where `values` is in the file, for error messages.
     """
     parent, _, key = path.rpartition(".")
     found = (_get(file, values, parent, dict, under=under) if parent else values).get(key, default)
@@ -115,7 +121,7 @@ def _get(file: Path, values: Mapping[str, Any], path: str, kind: type, default: 
 
 
 def _whole(file: Path, key: str, value: object) -> int:
-    """A whole number; protocol buffers write those of 64 bits as strings."""
+    """A non-negative integer; protocol buffers write 64-bit integers as strings."""
     digits = value if isinstance(value, str) else str(value) if type(value) is int else ""
     if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
         raise wrong(file, key, "a whole number", value)
@@ -126,13 +132,13 @@ def _features(file: Path) -> dict[str, Feature]:
     schema = read_json(file)
     _check_classes(file, schema)
     features = _get(file, schema, PLACE, dict)
-    # More may be stored, and is not looked at.
+    # Other features may be stored, and are ignored.
     held = [key for key in FEATURES if key in features or key in NEEDED]
     return {key: _feature(file, key, _get(file, features, key, dict, under=f"{PLACE}.")) for key in held}
 
 
 def _check_classes(file: Path, node: dict[str, Any]) -> None:
-    """Raises ValueError for a class that is not ours. None is imported; but TFDS would, and somebody may ask it to."""
+    """Raises ValueError for an unknown class. Nothing is imported here, but TFDS would import it."""
     todo: list[object] = [node]
     while todo:
         value = todo.pop()
@@ -193,10 +199,10 @@ def _splits(file: Path) -> dict[str, Split]:
 
 
 class Records:
-    """Random access to the records of a split, as they are stored: `records.read(i)`; `where(i)` names one."""
+    """Random access to the records of a split, as they are stored."""
 
     def __init__(self, folder: Path, index: Index, split: str):
-        """Raises ValueError unless all of the split's files are there, and large enough for what they are to hold."""
+        """Raises ValueError if a file of the split is missing, or too small for its number of records."""
         self._shards, self._features = index.splits[split].shards, index.features
         for shard in self._shards:
             try:
@@ -204,8 +210,7 @@ class Records:
             except FileNotFoundError:
                 raise ValueError(f"{shard.filename}: no such file; copy or prepare the dataset again") from None
             if shard.take * SMALLEST_RECORD > size:
-                told = f"{shard.take} records that {INDEX} tells of"
-                raise ValueError(f"{shard.filename}: {size} bytes cannot hold the {told}")
+                raise ValueError(f"{shard.filename}: {size} bytes cannot hold the {shard.take} records of {INDEX}")
         self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
         if not len(self):
             raise ValueError(f"{folder / INDEX}: split {split!r} has no records")
@@ -215,12 +220,12 @@ class Records:
         return int(self._starts[-1])
 
     def where(self, number: int) -> str:
-        """Names a record by the file that it is in, and its place there."""
+        """Names a record, for error messages, by its file and its position there."""
         shard = int(np.searchsorted(self._starts, number, "right")) - 1
         return f"record {number - self._starts[shard]} of {Path(self._shards[shard].filename).name}"
 
     def read(self, number: int, without: str = "") -> dict[str, Any]:
-        """Texts as str, pictures as bytes, arrays as arrays; all of the dataset's features but `without`."""
+        """A record: text as str, images as bytes, tensors as arrays. The feature `without` is skipped."""
         content = self._source[number]
         if not content:
             raise ValueError("is not there")
@@ -249,7 +254,7 @@ def _array(stored: Mapping[str, Any], key: str, kind: Feature) -> Shaped[np.ndar
         raise ValueError(f"{key} has the shape {shape}, wanted (height, width, {kind.channels})")
     dtype = np.dtype(kind.dtype)
     size = int(np.prod(shape)) * dtype.itemsize
-    # No more than wanted is decompressed, whatever there is.
+    # Never decompresses more than one byte too many, however much there is.
     content = zlib.decompressobj().decompress(_bytes(stored, f"{key}/value"), size + 1)
     if len(content) != size:
         raise ValueError(f"{key} does not have the {size} bytes of its shape {shape}")

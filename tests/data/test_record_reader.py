@@ -16,8 +16,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from marigold_jax import prepare
 from marigold_jax.data.loader import make_loader
 from marigold_jax.data.prepared import PreparedSplit
-from marigold_jax.data.raw_frame import to_png
-from marigold_jax.data.shards import WRITER_OPTIONS
+from marigold_jax.data.record import to_png
+from marigold_jax.data.split_writer import WRITER_OPTIONS
 
 FRAMES = 18  # two shards
 
