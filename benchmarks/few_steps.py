@@ -26,7 +26,7 @@ from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.evaluation.scoring import QUANTITIES, means, score, spread, table
 from marigold_jax.runs.run_folder import locate
 from marigold_jax.runtime import compilation_cache
-from marigold_jax.weights import model as checkpoint
+from marigold_jax.weights import model_folder
 
 
 class Row(NamedTuple):
@@ -51,7 +51,7 @@ ROWS = (
 
 
 def load(name: str, spacing: str | None) -> Marigold:
-    loaded = checkpoint.load(locate(name))
+    loaded = model_folder.load(locate(name))
     spaced = {} if spacing is None else {"timestep_spacing": spacing}
     return Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace(spaced)))
 

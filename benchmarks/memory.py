@@ -35,7 +35,8 @@ from marigold_jax.models import functional
 from marigold_jax.runtime import sharding
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.objectives.contract import REMAT
-from marigold_jax.weights.model import Checkpoint, shapes_of
+from marigold_jax.weights.diffusers_folder import shapes_of
+from marigold_jax.weights.model import DiffusionModel
 from marigold_jax.weights.model_index import ModelIndex
 
 GB = 1e9
@@ -44,7 +45,7 @@ MODES = {"whole": "never", "strips": "auto"}
 Shape = jax.ShapeDtypeStruct
 
 
-def programs(base: Checkpoint, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
+def programs(base: DiffusionModel, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
     """Each part of a prediction at resolution x resolution * 3 / 4, and the whole, with the shapes of its arguments."""
     pipe = Marigold(base)
     params = jax.tree.map(lambda x: Shape(x.shape, dtype), pipe.params)

@@ -33,7 +33,7 @@ from marigold_jax.training.objectives.contract import REMAT
 from marigold_jax.training.objectives.diffusion import diffusion_objective
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.weights.hub import resolve
-from marigold_jax.weights.model import load
+from marigold_jax.weights.model_folder import load
 from marigold_jax.weights.scratch import SCHEDULER
 
 Step = Callable[[], float]  # takes one step and returns its loss

@@ -112,9 +112,9 @@ def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[s
     """The checkpoint with another number of steps, and with another spacing of timesteps."""
     from marigold_jax import Marigold
     from marigold_jax.runs.run_folder import locate
-    from marigold_jax.weights import model
+    from marigold_jax.weights import model_folder
 
-    loaded = model.load(locate(arguments.checkpoint))
+    loaded = model_folder.load(locate(arguments.checkpoint))
     for spacing in SPACINGS:
         pipe = Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace({"timestep_spacing": spacing})))
         for count in STEPS:

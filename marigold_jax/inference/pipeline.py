@@ -26,8 +26,9 @@ from marigold_jax.inference.program import Program, denoise
 from marigold_jax.runs.run_folder import locate
 from marigold_jax.runtime import seeds
 from marigold_jax.runtime.files import printable
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.hub import resolve_vae
+from marigold_jax.weights.model import DiffusionModel, unsuitable, with_vae
 from marigold_jax.weights.model_index import PUBLISHED, ModelIndex, complete, override
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ class CanvasOutput(NamedTuple):
 class Marigold:
     """A depth or normals estimator, ready to be called with photographs."""
 
-    def __init__(self, checkpoint: checkpoints.Checkpoint):
+    def __init__(self, checkpoint: DiffusionModel):
         unet, vae = checkpoint.unet, checkpoint.vae
         latent = vae.config.latent_channels
-        if why := checkpoints.unsuitable(checkpoint):
+        if why := unsuitable(checkpoint):
             raise ValueError(why)
         try:
             index = complete(checkpoint.index)
@@ -91,7 +92,7 @@ class Marigold:
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
 
     @staticmethod
-    def _scheduler(checkpoint: checkpoints.Checkpoint, index: ModelIndex) -> SchedulerConfig:
+    def _scheduler(checkpoint: DiffusionModel, index: ModelIndex) -> SchedulerConfig:
         """The checkpoint's own scheduler, which must be one that runs here; ValueError, which names the folder, if not.
 
         Authors of published end-to-end checkpoints force trailing timesteps on whatever their files say: with leading
@@ -149,9 +150,9 @@ class Marigold:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}")
-        checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
+        checkpoint = model_folder.load(locate(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
-            checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
+            checkpoint = with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         if (said := says_otherwise(checkpoint.index, modality)) is not None:
             folder = printable(checkpoint.folder)
             logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)

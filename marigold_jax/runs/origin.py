@@ -19,8 +19,10 @@ import numpy as np
 
 from marigold_jax.runtime.files import read_json
 from marigold_jax.weights import empty_prompt
+from marigold_jax.weights.component import COMPONENTS, Component
+from marigold_jax.weights.diffusers_folder import TEXT_COMPONENTS
 from marigold_jax.weights.hub import commit_of
-from marigold_jax.weights.model import COMPONENTS, TEXT_COMPONENTS, Checkpoint, Component
+from marigold_jax.weights.model import DiffusionModel
 
 START = "start.json"
 SCRATCH = "scratch"  # the name of a checkpoint that is made and not read
@@ -31,7 +33,7 @@ NAMES = {  # part -> what a message calls it
 }
 
 
-def describe(base: Checkpoint, name: str, frozen: tuple[str, ...], step: int | None = None) -> dict[str, Any]:
+def describe(base: DiffusionModel, name: str, frozen: tuple[str, ...], step: int | None = None) -> dict[str, Any]:
     """Returns what `start.json` says of a run that begins from `base`.
 
     Args:
@@ -109,7 +111,7 @@ def _of_weights(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _of_prompt(base: Checkpoint) -> str:
+def _of_prompt(base: DiffusionModel) -> str:
     """Of the stored answer; where there is none, of the files it is computed from, on whatever device."""
     computed = base.folder.is_absolute() and (base.folder / "text_encoder").is_dir()
     if (base.folder / empty_prompt.FILE).is_file() or not computed:

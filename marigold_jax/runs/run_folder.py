@@ -38,11 +38,10 @@ from marigold_jax.runtime.files import printable, read_json, write_json
 from marigold_jax.runtime.lock import lock
 from marigold_jax.runtime.sharding import Layout
 from marigold_jax.training.objectives import OBJECTIVES
-from marigold_jax.weights import lora
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import diffusers_folder, lora, model_folder
 from marigold_jax.weights.growth import widen
 from marigold_jax.weights.hub import local, resolve
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel, inflate
 from marigold_jax.weights.model_index import JSON_KEYS, ModelIndex, to_json
 from marigold_jax.weights.scratch import scratch
 
@@ -75,8 +74,8 @@ def start_from(
     seed: int = 0,
     vae_widths: Sequence[int] = (),
     shapes_only: bool = False,
-    base: Checkpoint | None = None,
-) -> Checkpoint:
+    base: DiffusionModel | None = None,
+) -> DiffusionModel:
     """Returns the checkpoint that training starts from, its UNet wide enough for the image and the noisy target.
 
     Args:
@@ -87,7 +86,7 @@ def start_from(
         inflation_bias: for a plain Stable Diffusion; see `weights.model.inflate`.
         widths, cell, seed, vae_widths: for "scratch"; see `weights.scratch.scratch`. The VAE of any other checkpoint is
             widened to `vae_widths`, if there are any; see `weights.growth.widen`.
-        shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.model.shapes_of`.
+        shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.diffusers_folder.shapes_of`.
         base: what `checkpoint` is, where it has been read already.
     """
     if prediction not in PIPELINES:
@@ -95,9 +94,9 @@ def start_from(
     if checkpoint == SCRATCH:
         base = base or scratch(tuple(widths), cell, seed, tuple(vae_widths))
     elif shapes_only:
-        base = checkpoints.shapes_of(locate(checkpoint) if local(checkpoint) else None)
+        base = diffusers_folder.shapes_of(locate(checkpoint) if local(checkpoint) else None)
     else:
-        base = checkpoints.inflate(base or checkpoints.load(locate(checkpoint)), bias=inflation_bias)
+        base = inflate(base or model_folder.load(locate(checkpoint)), bias=inflation_bias)
     if vae_widths and checkpoint != SCRATCH:
         base = dataclasses.replace(base, vae=widen(base.vae, tuple(vae_widths), seed))
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}
@@ -111,7 +110,7 @@ def start_from(
     )
 
 
-def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None, **model: Any) -> Checkpoint:
+def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None, **model: Any) -> DiffusionModel:
     """Returns what a run starts from, by these two sections of its configuration; described as what it will become.
 
     Raises ValueError for an unknown objective, or one with a teacher where `scheduler` alters the noise schedule that
@@ -132,7 +131,7 @@ def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None =
     return dataclasses.replace(base, scheduler=replaced, index=index)
 
 
-def begin(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
+def begin(workdir: Path, config: Mapping[str, Any]) -> DiffusionModel:
     """Returns what the run in this folder starts from, as `start_of` does: the same at every start.
 
     The first time, `start.json` is written, by the first process. Later it says where to look, and what is found there
@@ -152,7 +151,7 @@ def begin(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
     return start_of(config["objective"], **config["model"], base=base)
 
 
-def _base(config: Mapping[str, Any], then: Mapping[str, Any] | None) -> tuple[Checkpoint, dict[str, Any]]:
+def _base(config: Mapping[str, Any], then: Mapping[str, Any] | None) -> tuple[DiffusionModel, dict[str, Any]]:
     """What a run of this configuration starts from, as it was read, and what `start.json` would say of it."""
     model, row = config["model"], _objective(config)
     other = "vae" if row.trains == "unet" else "unet"
@@ -164,7 +163,7 @@ def _base(config: Mapping[str, Any], then: Mapping[str, Any] | None) -> tuple[Ch
         drawn = ("unet", "vae") if made.get("vae_widths") else ("unet",)
         return base, origin.describe(base, SCRATCH, tuple(name for name in keeps if name not in drawn))
     folder = locate(model["checkpoint"]) if then is None else _located_again(then)
-    base = checkpoints.load(folder.resolve())
+    base = model_folder.load(folder.resolve())
     return base, origin.describe(base, model["checkpoint"], keeps, base.index.exported_step)
 
 
@@ -238,7 +237,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"give the same configuration; only {', '.join(CHANGEABLE)} may change, and of these not "
                 f"{', '.join(FIXED)}"
             )
-    elif (workdir / EXPORT / checkpoints.INDEX).is_file():
+    elif (workdir / EXPORT / diffusers_folder.INDEX).is_file():
         raise ValueError(
             f"{workdir / EXPORT} is the end of a run whose checkpoints are gone; a training here would begin anew "
             "and replace it. Move it away, or name another --workdir"
@@ -435,7 +434,7 @@ def _first_line(error: Exception) -> str:
 # ----------------------------------------------------------------------------------------------------------------- ends
 
 
-def trained(base: Checkpoint, component: str, params: Params, layout: Layout) -> Checkpoint:
+def trained(base: DiffusionModel, component: str, params: Params, layout: Layout) -> DiffusionModel:
     """Returns the checkpoint with what trained in its "unet" or "vae", which is whole on one device of each process."""
     before = getattr(base, component)
     gathered = jax.jit(lora.merge, out_shardings=layout.replicated)(before.params, params)
@@ -448,11 +447,11 @@ def _own(structure: Structure, params: Params) -> Params:
     return {name: params[name] for name in functional.names(structure)}
 
 
-def with_params(base: Checkpoint, component: str, params: Params) -> Checkpoint:
+def with_params(base: DiffusionModel, component: str, params: Params) -> DiffusionModel:
     return dataclasses.replace(base, **{component: dataclasses.replace(getattr(base, component), params=params)})
 
 
-def export(checkpoint: Checkpoint, step: int, workdir: Path) -> Path:
+def export(checkpoint: DiffusionModel, step: int, workdir: Path) -> Path:
     """Write `export/`, a checkpoint folder that `Marigold.from_pretrained` and diffusers load, in place of an older."""
     folder = workdir / EXPORT
     for path in workdir.glob(f".{EXPORT}.*"):
@@ -462,7 +461,7 @@ def export(checkpoint: Checkpoint, step: int, workdir: Path) -> Path:
     fresh, old = (folder.with_name(f".{EXPORT}.{os.getpid()}.{which}") for which in ("new", "old"))
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
-    checkpoints.save(dataclasses.replace(checkpoint, index=checkpoint.index.replace(exported_step=step)), fresh)
+    model_folder.save(dataclasses.replace(checkpoint, index=checkpoint.index.replace(exported_step=step)), fresh)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
     try:
@@ -525,7 +524,7 @@ def _config_of(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def _begun(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
+def _begun(workdir: Path, config: Mapping[str, Any]) -> DiffusionModel:
     """What the run in this folder began from; nothing is written."""
     file = workdir / START
     then = origin.read(file) if file.is_file() else None  # older runs have none
@@ -540,7 +539,7 @@ def _begun(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 def exported_step(workdir: Path) -> int | None:
     """The step whose weights are in `export/`; None where nothing is, or what is broken."""
-    index = workdir / EXPORT / checkpoints.INDEX
+    index = workdir / EXPORT / diffusers_folder.INDEX
     try:
         return read_json(index).get(JSON_KEYS["exported_step"]) if index.is_file() else None
     except ValueError:

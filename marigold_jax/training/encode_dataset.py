@@ -26,7 +26,7 @@ from marigold_jax.models import functional
 from marigold_jax.runtime import distributed
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.objectives.contract import TARGETS
-from marigold_jax.weights.model import Component
+from marigold_jax.weights.component import Component
 
 DECODER = ("decoder.", "post_quant_conv.")  # parameters that no latent depends on
 

@@ -13,7 +13,7 @@ from marigold_jax.models.functional import Params
 from marigold_jax.training.objectives import OBJECTIVES, alignment
 from marigold_jax.training.objectives.contract import Frozen, Objective
 from marigold_jax.weights import lora
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 from marigold_jax.weights.teacher import load_teacher
 
 
@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
 
 
 def make_recipe(
-    base: Checkpoint,
+    base: DiffusionModel,
     prediction: str,
     objective: Mapping[str, Any],
     seed: int,

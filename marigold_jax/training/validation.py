@@ -15,14 +15,14 @@ from marigold_jax.inference.pipeline import Marigold, default_batch_size
 from marigold_jax.models import functional
 from marigold_jax.training.objectives.contract import TARGETS
 from marigold_jax.training.progress import counting
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 
 Example = dict[str, np.ndarray]  # of `data.prepared`
 Answer = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
 PANEL_ROWS = 4
 
 
-def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def predict_depth(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Answer:
     """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
     aligned = list(map(align, _predictions(checkpoint, rgb), depth, mask))
@@ -30,7 +30,7 @@ def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer
     return _mean(scores), figures.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
 
 
-def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def predict_normals(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Answer:
     """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
     rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
     known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
@@ -40,7 +40,7 @@ def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answ
     return told, figures.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
 
 
-def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
+def reconstruct(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Answer:
     """What the VAE alone costs: PSNR of photographs, AbsRel and δ1 of depth that was normalised, encoded and decoded.
 
     The panel shows decoded photographs, and depth as for predictions.
@@ -68,7 +68,7 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Answer:
     return _mean(scores), figures.depth_panel(*(maps[:PANEL_ROWS] for maps in (painted, depth, aligned, mask)))
 
 
-def _predictions(checkpoint: Checkpoint, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _predictions(checkpoint: DiffusionModel, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """One for each picture, from the same noise; as many side by side as suits the device."""
     pipe, together, found = Marigold(checkpoint), default_batch_size(), {}
     by_size: dict[tuple[int, ...], list[int]] = {}
@@ -96,7 +96,7 @@ def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 class Row(NamedTuple):
     """`validate(checkpoint, examples)` gives scores and a panel; the lower the score `judge`, the better."""
 
-    validate: Callable[[Checkpoint, Sequence[Example]], Answer]
+    validate: Callable[[DiffusionModel, Sequence[Example]], Answer]
     judge: str
 
 

@@ -18,7 +18,7 @@ from marigold_jax import Marigold, evaluate, predict
 from marigold_jax.inference.modality import MODALITIES, modality_of
 from marigold_jax.inference.program import STARTS
 from marigold_jax.runtime import compilation_cache
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.model_index import OPTIONS, ModelIndex, override
 
 TOLERANCE = 1e-4
@@ -217,7 +217,7 @@ def test_unknown_options(options, words):
 
 
 def test_a_broken_index_is_named(depth):
-    index = model.load(depth[1]).index
+    index = model_folder.load(depth[1]).index
     with pytest.raises(ValueError, match=r"model_index.json: _noise = 'brown': wanted one of 'gaussian'"):
         index.replace(noise="brown")
 

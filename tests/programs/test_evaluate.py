@@ -16,7 +16,7 @@ from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.evaluation.depth_metrics import METRICS, align, depth_scores
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
@@ -103,7 +103,7 @@ def test_metres_need_no_alignment(data_dir, split, tmp_path, capsys):
 
 
 def test_a_model_is_scored_and_an_interrupted_run_goes_on(data_dir, tmp_path, capsys):
-    model.save(scratch((16, 16), 4), tmp_path / "model")
+    model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 3, *QUICK)
     assert run(data_dir, out, *flags) == 0
     first = (out / "mine" / "metrics.json").read_text()
@@ -124,7 +124,7 @@ def known(example):
 
 
 def test_processes_predict_a_share_each_and_the_first_scores(data_dir, tmp_path, capsys, monkeypatch):
-    model.save(scratch((16, 16), 4), tmp_path / "model")
+    model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     waited = []
     monkeypatch.setattr(evaluate.distributed, "wait_for_all", waited.append)
     for index, found in ((1, ["1.npy", "3.npy"]), (0, [f"{i}.npy" for i in range(COUNT)])):
@@ -187,7 +187,7 @@ def test_depth_has_no_convention_of_normals(data_dir, maps, tmp_path, capsys):
 
 def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, capsys):
     index = ModelIndex({"_class_name": "MarigoldNormalsPipeline"})
-    model.save(dataclasses.replace(scratch((16, 16), 4), index=index), tmp_path / "model")
+    model_folder.save(dataclasses.replace(scratch((16, 16), 4), index=index), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 2, *QUICK)
     assert run(data_dir, out, *flags) == 0
     made = sorted((out / "mine" / "predictions").rglob("*.npy"))

@@ -36,7 +36,8 @@ from marigold_jax.training import progress, settings
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.setup import make_recipe
 from marigold_jax.training.validation import VALIDATIONS
-from marigold_jax.weights import model as checkpoint
+from marigold_jax.weights import model_folder
+from marigold_jax.weights.component import Component
 from marigold_jax.weights.scratch import scratch
 
 ROOT = Path(__file__).parents[2]
@@ -491,9 +492,9 @@ def tiny_checkpoints(tmp_path_factory):
     params["conv_in.bias"] = params["conv_in.bias"] + 1
     config = dataclasses.replace(wide.unet.config, in_channels=3)
     structure, _ = abstract(lambda rngs: unet.UNet(config, rngs))
-    narrow = dataclasses.replace(wide, unet=checkpoint.Component(config, structure, params))
+    narrow = dataclasses.replace(wide, unet=Component(config, structure, params))
     for name, model in {"wide": wide, "narrow": narrow}.items():
-        checkpoint.save(model, folder / name)
+        model_folder.save(model, folder / name)
     return folder
 
 
@@ -544,7 +545,7 @@ def test_end_to_end_as_published_from_configuration_to_prediction(
     assert np.isfinite(records(tmp_path / "run")[-1][judge])
     assert (tmp_path / "run" / "panels" / "step_000002.png").is_file()
     assert run_folder.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
-    exported = checkpoint.load(tmp_path / "run" / "export")
+    exported = model_folder.load(tmp_path / "run" / "export")
     description = {"_noise": "zeros", "_x0": True, "_stretch": True, "prediction_type": prediction}
     description |= {"default_denoising_steps": 1, "default_processing_resolution": 24}
     assert description.items() <= exported.index.values.items()

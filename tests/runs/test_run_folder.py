@@ -20,8 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from marigold_jax.models import functional
 from marigold_jax.runs import run_folder
 from marigold_jax.runtime.sharding import Layout, make_mesh
-from marigold_jax.weights import hub
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import hub, model_folder
 from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
@@ -181,7 +180,7 @@ def test_a_fingerprint_sees_every_bit_and_every_name():
 
 def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
     folder = oracle.save_pipeline(tmp_path / "sd2")
-    narrow = checkpoints.load(folder)
+    narrow = model_folder.load(folder)
     kernel = narrow.unet.params["conv_in.kernel"][:, :, :4]
     plain = oracle.unet(in_channels=4)
     plain.save_pretrained(folder / "unet")
@@ -218,13 +217,13 @@ def test_a_run_is_exported_when_asked_and_only_when_need_be(tmp_path, monkeypatc
     save(1, 0.5)
     folder = run_folder.exported(tmp_path)
     assert folder == tmp_path / "export"
-    loaded = checkpoints.load(folder)
+    loaded = model_folder.load(folder)
     assert float(loaded.unet.params["conv_in.bias"][0]) == 0.5  # the average, not the last weights
     written = (folder / "model_index.json").stat().st_mtime_ns
     assert run_folder.exported(tmp_path) == folder and (folder / "model_index.json").stat().st_mtime_ns == written
     save(2, 0.25)
     monkeypatch.chdir(tmp_path.parent)  # where users give its name alone
-    assert float(checkpoints.load(run_folder.exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
+    assert float(model_folder.load(run_folder.exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.json", "export"]
 
 
@@ -283,7 +282,7 @@ def test_a_run_whose_configuration_cannot_be_told_is_left_alone(tmp_path, conten
 
 
 def test_what_a_run_came_to_is_not_replaced(tmp_path):
-    checkpoints.save(scratch((16, 16), 2), tmp_path / "export")
+    model_folder.save(scratch((16, 16), 2), tmp_path / "export")
     with pytest.raises(ValueError, match=r"export is the end of a run whose checkpoints are gone.*Move it away"):
         run_folder.claim(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text("{}")
@@ -379,7 +378,7 @@ def resave(monkeypatch):
     def load(folder):
         return dataclasses.replace(there[(folder / "model").stat().st_ino], folder=folder)
 
-    monkeypatch.setattr(run_folder.checkpoints, "load", load)
+    monkeypatch.setattr(run_folder.model_folder, "load", load)
     return resave
 
 

@@ -11,7 +11,7 @@ from marigold_jax.diffusion.losses import aligned, angular_error, scale_and_shif
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.training.objectives.contract import REMAT
 from marigold_jax.training.objectives.end_to_end import UNITS, end_to_end_objective
-from marigold_jax.weights import model, torch_names
+from marigold_jax.weights import model_folder, torch_names
 
 SIZE = (32, 48)
 TOKENS = 77
@@ -65,7 +65,7 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end_to_end") / "checkpoint"
     pipe = oracle.pipeline(folder.parent, scheduler="v1-0")  # the schedule of the published models
     pipe.save_pretrained(folder)
-    return pipe, model.load(folder)
+    return pipe, model_folder.load(folder)
 
 
 @pytest.mark.parametrize(("units", "spread"), [*((units, 0.0) for units in UNITS), ("relative", 0.4)])
