@@ -29,7 +29,7 @@ from marigold_jax.evaluation.scoring import Task, mean_scores, score_all
 from marigold_jax.evaluation.splits import evenly_spread
 from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import compilation_cache
-from marigold_jax.weights import model as checkpoint
+from marigold_jax.weights import model_folder
 
 
 class Row(NamedTuple):
@@ -54,9 +54,9 @@ ROWS = (
 
 
 def load(name: str, spacing: str | None) -> Marigold:
-    loaded = checkpoint.load(locate(name))
+    loaded = model_folder.load(locate(name))
     spaced = {} if spacing is None else {"timestep_spacing": spacing}
-    return Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, **spaced}))
+    return Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace(spaced)))
 
 
 def main() -> None:

@@ -35,7 +35,9 @@ from marigold_jax.models import functional
 from marigold_jax.runtime import sharding
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.objectives.contract import REMAT
-from marigold_jax.weights.model import Checkpoint, shapes_of
+from marigold_jax.weights.diffusers_folder import shapes_of
+from marigold_jax.weights.model import DiffusionModel
+from marigold_jax.weights.model_index import ModelIndex
 
 GB = 1e9
 PARTS = ("encode", "unet", "decode", "prediction")
@@ -43,8 +45,8 @@ MODES = {"whole": "never", "strips": "auto"}
 Shape = jax.ShapeDtypeStruct
 
 
-def programs(base: Checkpoint, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """Each part of a prediction at resolution x resolution * 3 / 4, and all of it, with the shapes of its arguments."""
+def programs(base: DiffusionModel, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
+    """Each part of a prediction at resolution x resolution * 3 / 4, and the whole, with the shapes of its arguments."""
     pipe = Marigold(base)
     params = jax.tree.map(lambda x: Shape(x.shape, dtype), pipe.params)
     height, width = resolution * 3 // 4, resolution
@@ -79,7 +81,7 @@ def measure(function: Callable, arguments: tuple[Any, ...], layout: sharding.Lay
 
 def prediction(arguments: argparse.Namespace) -> None:
     layout = sharding.Layout(sharding.make_mesh(1, slices.devices(arguments.target)[:1]))
-    base = dataclasses.replace(shapes_of(None), description={"prediction_type": "depth"})
+    base = dataclasses.replace(shapes_of(None), index=ModelIndex({"prediction_type": "depth"}))
     print(f"compiled for {arguments.target}; GB (1e9 bytes); strips where they are chosen by size")
     print(f"{'':24} {'arguments':>9} {'temporaries':>11} {'sum':>6} {'compiling':>10}")
     for resolution in arguments.resolutions:

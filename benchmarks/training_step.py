@@ -33,7 +33,7 @@ from marigold_jax.training.objectives.contract import REMAT
 from marigold_jax.training.objectives.diffusion import diffusion_objective
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.weights.hub import resolve
-from marigold_jax.weights.model import load
+from marigold_jax.weights.model_folder import load
 from marigold_jax.weights.scratch import SCHEDULER
 
 Step = Callable[[], float]  # takes one step and returns its loss
@@ -110,7 +110,7 @@ def torch_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> S
         net.enable_gradient_checkpointing()
     encoder = encoder.to(device, memory_format=torch.channels_last).requires_grad_(False)
     optimiser = torch.optim.Adam(net.parameters(), RATE, fused=True)
-    schedule = diffusers.DDIMScheduler.from_config(SCHEDULER)
+    schedule = diffusers.DDIMScheduler.from_config(SCHEDULER.values)
     forward = torch.compile(net) if arguments.compile else net
     tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
     half = torch.autocast(device, torch.bfloat16, enabled=arguments.dtype == "bfloat16")

@@ -112,11 +112,11 @@ def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[s
     """Varies the number of denoising steps and the spacing of timesteps."""
     from marigold_jax import Marigold
     from marigold_jax.runs.locate import locate
-    from marigold_jax.weights import model
+    from marigold_jax.weights import model_folder
 
-    loaded = model.load(locate(arguments.checkpoint))
+    loaded = model_folder.load(locate(arguments.checkpoint))
     for spacing in SPACINGS:
-        pipe = Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, "timestep_spacing": spacing}))
+        pipe = Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace({"timestep_spacing": spacing})))
         for count in STEPS:
             predict = predictor(pipe, arguments, num_inference_steps=count)
             yield Choice(spacing, count, lambda image, predict=predict: predict(split[image]["rgb"]))

@@ -49,16 +49,17 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{arguments.output}: exists already; name a new folder")
     # Imported late, so that --help is instant.
     from marigold_jax.runs.locate import locate
-    from marigold_jax.weights import model
+    from marigold_jax.weights import model_folder
+    from marigold_jax.weights.model import inflate, unsuitable
 
     started = time.perf_counter()
     try:
-        loaded = model.load(locate(arguments.source))
+        loaded = model_folder.load(locate(arguments.source))
         if arguments.inflate:
-            loaded = model.inflate(loaded, bias=arguments.inflate)
-        if why := model.unsuitable(loaded, plain_too=True):
+            loaded = inflate(loaded, bias=arguments.inflate)
+        if why := unsuitable(loaded, plain_too=True):
             return _fail(why)
-        model.save(loaded, arguments.output, arguments.to, arguments.dtype)
+        model_folder.save(loaded, arguments.output, arguments.to, arguments.dtype)
     except (OSError, ValueError, ImportError) as error:
         return _fail(str(error))
     parameters = sum(array.size for part in (loaded.unet, loaded.vae) for array in part.params.values())

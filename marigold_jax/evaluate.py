@@ -46,9 +46,10 @@ from marigold_jax.evaluation.published import comparison
 from marigold_jax.evaluation.report import draw_worst, score_table, summarise, write_scores
 from marigold_jax.evaluation.scoring import Task, predicted_quantity
 from marigold_jax.evaluation.splits import evenly_spread, open_split
+from marigold_jax.inference.options import add_flags
 from marigold_jax.runtime import distributed, seeds, terminal
 from marigold_jax.runtime.files import below, printable
-from marigold_jax.weights.model_index import OPTIONS, add_flags
+from marigold_jax.weights.model_index import OPTIONS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

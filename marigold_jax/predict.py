@@ -52,6 +52,7 @@ import numpy as np
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
 from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_ahead, read_image
 from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
+from marigold_jax.inference.options import add_flags, given
 from marigold_jax.inference.outputs import (
     Journal,
     color_table,
@@ -67,7 +68,6 @@ from marigold_jax.inference.outputs import (
 from marigold_jax.runtime import distributed, seeds, terminal
 from marigold_jax.runtime.budget import Budget
 from marigold_jax.runtime.files import printable
-from marigold_jax.weights.model_index import add_flags, given
 
 THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
 PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone

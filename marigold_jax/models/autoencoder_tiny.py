@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from marigold_jax.models.config import ANY, Colours, Factor, Width, Widths
-from marigold_jax.models.layers import Checkpoint, Keys, conv3x3, keep, resize_nearest
+from marigold_jax.models.layers import Keys, Remat, conv3x3, keep, resize_nearest
 from marigold_jax.runtime.typed import Between
 
 FIXED = {
@@ -82,9 +82,9 @@ class Block(nnx.Module):
         return nnx.relu(run(self.conv, x) + x)
 
 
-def run(layers: Iterable[nnx.Module], x: Array, checkpoint: Checkpoint = keep) -> Array:
+def run(layers: Iterable[nnx.Module], x: Array, remat: Remat = keep) -> Array:
     for layer in layers:
-        x = checkpoint(layer)(x)
+        x = remat(layer)(x)
     return x
 
 
@@ -116,8 +116,8 @@ class Decoder(nnx.Module):
             layers += [Block(width, rngs) for _ in range(count)]
         self.layers = nnx.List([*layers, conv3x3(width, config.out_channels, rngs)])
 
-    def __call__(self, z: Float[Array, "b i j z"], checkpoint: Checkpoint) -> Float[Array, "b h w c"]:
-        return run(self.layers, jnp.tanh(z / LARGEST_LATENT) * LARGEST_LATENT, checkpoint) * 2 - 1
+    def __call__(self, z: Float[Array, "b i j z"], remat: Remat) -> Float[Array, "b h w c"]:
+        return run(self.layers, jnp.tanh(z / LARGEST_LATENT) * LARGEST_LATENT, remat) * 2 - 1
 
 
 class AutoencoderTiny(nnx.Module):
@@ -131,6 +131,6 @@ class AutoencoderTiny(nnx.Module):
         z = self.encoder(pixels)
         return z * jnp.asarray(self.config.scaling_factor, z.dtype)
 
-    def decode(self, latents: Float[Array, "b i j z"], checkpoint: Checkpoint = keep) -> Float[Array, "b h w c"]:
-        """Latents to pixels; nominally in [-1, 1], not clipped. `checkpoint` wraps every call of a layer."""
-        return self.decoder(latents / jnp.asarray(self.config.scaling_factor, latents.dtype), checkpoint)
+    def decode(self, latents: Float[Array, "b i j z"], remat: Remat = keep) -> Float[Array, "b h w c"]:
+        """Latents to pixels; nominally in [-1, 1], not clipped. `remat` wraps every call of a layer."""
+        return self.decoder(latents / jnp.asarray(self.config.scaling_factor, latents.dtype), remat)

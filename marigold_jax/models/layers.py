@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Num
 
 from marigold_jax.models import strips
 
-Checkpoint = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkpoint`, or nothing
+Remat = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkpoint`, or nothing
 
 
 def keep(block: Callable) -> Callable:
-    """The `Checkpoint` that wraps nothing: all that a gradient wants is kept."""
+    """The `Remat` that wraps nothing: all that a gradient wants is kept."""
     return block
 
 

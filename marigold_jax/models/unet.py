@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Num
 from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY, Count, Epsilon, Heads, Width, Widths, require_multiples
 from marigold_jax.models.layers import (
-    Checkpoint,
     Downsample,
     GroupNorm,
     Keys,
+    Remat,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
@@ -209,13 +209,13 @@ class DownBlock(nnx.Module):
         )
         self.downsamplers = nnx.List([] if last else [Downsample(width, (1, 1), rngs)])
 
-    def __call__(self, x: Array, time: Array, context: Array, checkpoint: Checkpoint) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, time: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
         """The block's output, and everything that the decoder will want again."""
         skips = []
         for i, block in enumerate(self.resnets):
-            x = checkpoint(block)(x, time)
+            x = remat(block)(x, time)
             if self.attentions:
-                x = checkpoint(self.attentions[i])(x, context)
+                x = remat(self.attentions[i])(x, context)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -229,10 +229,10 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
         self.attentions = nnx.List([transformer(config, -1, rngs)])
 
-    def __call__(self, x: Array, time: Array, context: Array, checkpoint: Checkpoint) -> Array:
-        x = checkpoint(self.resnets[0])(x, time)
-        x = checkpoint(self.attentions[0])(x, context)
-        return checkpoint(self.resnets[1])(x, time)
+    def __call__(self, x: Array, time: Array, context: Array, remat: Remat) -> Array:
+        x = remat(self.resnets[0])(x, time)
+        x = remat(self.attentions[0])(x, context)
+        return remat(self.resnets[1])(x, time)
 
 
 class UpBlock(nnx.Module):
@@ -256,13 +256,13 @@ class UpBlock(nnx.Module):
         time: Array,
         context: Array,
         size: tuple[int, int],
-        checkpoint: Checkpoint,
+        remat: Remat,
     ) -> Array:
         """`skips` are in the order of use; `size` is that of the next level, odd or even."""
         for i, (block, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = checkpoint(block)(jnp.concatenate([x, skip], axis=-1), time)
+            x = remat(block)(jnp.concatenate([x, skip], axis=-1), time)
             if self.attentions:
-                x = checkpoint(self.attentions[i])(x, context)
+                x = remat(self.attentions[i])(x, context)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
@@ -301,12 +301,12 @@ class UNet(nnx.Module):
         sample: Float[Array, "b h w c"],
         timesteps: Num[Array, " b"],
         encoder_hidden_states: Float[Array, "b m d"],
-        checkpoint: Checkpoint = keep,
+        remat: Remat = keep,
         taps: list[Array] | None = None,
     ) -> Float[Array, "b h w k"]:
         """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows.
 
-        `checkpoint` wraps every call of a resnet or transformer, for training: `jax.checkpoint` computes the inside
+        `remat` wraps every call of a resnet or transformer, for training: `jax.checkpoint` computes the inside
         again in the backward pass instead of keeping it. `taps` is given what each block of the decoder puts out.
         """
         config, context = self.config, encoder_hidden_states
@@ -321,13 +321,13 @@ class UNet(nnx.Module):
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, more = block(x, time, context, checkpoint)
+            x, more = block(x, time, context, remat)
             skips += more
-        x = self.mid_block(x, time, context, checkpoint)
+        x = self.mid_block(x, time, context, remat)
         for block in self.up_blocks:
             mine = [skips.pop() for _ in block.resnets]
             size = skips[-1].shape[1:3] if skips else x.shape[1:3]
-            x = block(x, mine, time, context, size, checkpoint)
+            x = block(x, mine, time, context, size, remat)
             if taps is not None:
                 taps.append(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))

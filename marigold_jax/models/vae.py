@@ -14,10 +14,10 @@ from marigold_jax.models import strips
 from marigold_jax.models.attention import attention
 from marigold_jax.models.config import ANY, Colours, Count, Factor, Width, Widths, require_multiples
 from marigold_jax.models.layers import (
-    Checkpoint,
     Downsample,
     GroupNorm,
     Keys,
+    Remat,
     ResnetBlock,
     Upsample,
     conv3x3,
@@ -99,9 +99,9 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
         self.attentions = nnx.List([AttentionBlock(width, config.norm_num_groups, rngs)])
 
-    def __call__(self, x: Array, checkpoint: Checkpoint = keep) -> Array:
+    def __call__(self, x: Array, remat: Remat = keep) -> Array:
         for layer in (self.resnets[0], self.attentions[0], self.resnets[1]):
-            x = checkpoint(layer)(x)
+            x = remat(layer)(x)
         return x
 
 
@@ -129,9 +129,9 @@ class UpBlock(nnx.Module):
         )
         self.upsamplers = nnx.List([Upsample(width, rngs)] if index < len(widths) - 1 else [])
 
-    def __call__(self, x: Array, checkpoint: Checkpoint) -> Array:
+    def __call__(self, x: Array, remat: Remat) -> Array:
         for layer in (*self.resnets, *self.upsamplers):
-            x = checkpoint(layer)(x)
+            x = remat(layer)(x)
         return x
 
 
@@ -164,11 +164,11 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, EPSILON)
         self.conv_out = conv3x3(widths[0], config.out_channels, rngs)
 
-    def __call__(self, z: Float[Array, "b i j z"], checkpoint: Checkpoint) -> Float[Array, "b h w c"]:
-        x = self.mid_block(self.conv_in(z), checkpoint)
+    def __call__(self, z: Float[Array, "b i j z"], remat: Remat) -> Float[Array, "b h w c"]:
+        x = self.mid_block(self.conv_in(z), remat)
         for block in self.up_blocks:
-            x = block(x, checkpoint)
-        return checkpoint(functools.partial(conv_of_norm, self.conv_norm_out, self.conv_out))(x)
+            x = block(x, remat)
+        return remat(functools.partial(conv_of_norm, self.conv_norm_out, self.conv_out))(x)
 
 
 class VAE(nnx.Module):
@@ -186,11 +186,11 @@ class VAE(nnx.Module):
         mean, _ = jnp.split(moments, 2, axis=-1)
         return mean * jnp.asarray(self.config.scaling_factor, mean.dtype)
 
-    def decode(self, latents: Float[Array, "b i j z"], checkpoint: Checkpoint = keep) -> Float[Array, "b h w c"]:
+    def decode(self, latents: Float[Array, "b i j z"], remat: Remat = keep) -> Float[Array, "b h w c"]:
         """Scaled latents to pixels; nominally in [-1, 1], not clipped.
 
-        `checkpoint` wraps every call of a block, for gradients that flow through: `jax.checkpoint` computes its inside
+        `remat` wraps every call of a block, for gradients that flow through: `jax.checkpoint` computes its inside
         again in the backward pass instead of keeping it.
         """
         z = latents / jnp.asarray(self.config.scaling_factor, latents.dtype)
-        return self.decoder(self.post_quant_conv(z), checkpoint)
+        return self.decoder(self.post_quant_conv(z), remat)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.runs.objective_facts import facts_of
 from marigold_jax.weights.growth import widen
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
+from marigold_jax.weights.model_index import ModelIndex, to_json
 from marigold_jax.weights.scratch import scratch
 
 SCRATCH = "scratch"  # the name of a base that is created, not read
@@ -64,12 +66,14 @@ class ModelOptions:
             raise ValueError(f"model.prediction is {self.prediction!r}, wanted one of {', '.join(EXPORTED_AS)}")
 
 
-def create(options: ModelOptions) -> Checkpoint:
+def create(options: ModelOptions) -> DiffusionModel:
     """Returns the base named "scratch", with random weights."""
     return scratch(tuple(options.widths), options.cell, options.seed, tuple(options.vae_widths))
 
 
-def make_ready(base: Checkpoint, options: ModelOptions, objective: Mapping[str, Any] | None = None) -> Checkpoint:
+def make_ready(
+    base: DiffusionModel, options: ModelOptions, objective: Mapping[str, Any] | None = None
+) -> DiffusionModel:
     """Returns the base as training starts from it, described as what it will become.
 
     Args:
@@ -85,21 +89,22 @@ def make_ready(base: Checkpoint, options: ModelOptions, objective: Mapping[str, 
         base = dataclasses.replace(base, vae=widen(base.vae, tuple(options.vae_widths), options.seed))
     exported_as = EXPORTED_AS[options.prediction]
     index = {"_class_name": exported_as.pipeline, "prediction_type": options.prediction, **exported_as.traits}
-    index |= {key: base.description[key] for key in KEPT if base.description.get(key) is not None}
+    index |= {key: base.index.values[key] for key in KEPT if base.index.values.get(key) is not None}
     index |= options.description or {}
+    ModelIndex(index, "config.model.description")  # raises an error that names the configuration
     replaced: dict[str, Any] = {}
     if objective is not None:
         facts = facts_of(objective)
         settings = {key: value for key, value in objective.items() if key != "name"}
-        replaced, index = facts.scheduler(**settings), {**facts.model_index(**settings), **index}
-    scheduler = {**base.scheduler, **replaced, **(options.scheduler or {})}
+        replaced, index = facts.scheduler(**settings), {**to_json(**facts.model_index(**settings)), **index}
+    scheduler = base.scheduler.replace({**replaced, **(options.scheduler or {})}, "config.model.scheduler")
     if objective is not None and facts.uses_ema_target:
         _require_schedule_of_teacher(base.scheduler, scheduler, options, objective["name"])
-    return dataclasses.replace(base, scheduler=scheduler, description=index)
+    return dataclasses.replace(base, scheduler=scheduler, index=ModelIndex(index, "config.model.description"))
 
 
 def _require_schedule_of_teacher(
-    teacher: Mapping[str, Any], student: Mapping[str, Any], options: ModelOptions, objective: str
+    teacher: SchedulerConfig, student: SchedulerConfig, options: ModelOptions, objective: str
 ) -> None:
     if not NoiseSchedule.from_config(student).same_as(NoiseSchedule.from_config(teacher)):
         raise ValueError(

@@ -14,15 +14,15 @@ from marigold_jax.models.functional import Params, Structure
 from marigold_jax.runs.run_folder import EXPORT
 from marigold_jax.runtime.files import read_json
 from marigold_jax.runtime.sharding import Layout
-from marigold_jax.weights import lora
-from marigold_jax.weights import model as checkpoints
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights import lora, model_folder
+from marigold_jax.weights.diffusers_folder import INDEX
+from marigold_jax.weights.model import DiffusionModel
+from marigold_jax.weights.model_index import JSON_KEYS
 
 ABANDONED = 24 * 3600  # seconds; a half-written export older than this was left by a killed process
-STEP = "_exported_step"  # key of the exported model_index.json: the step of the weights
 
 
-def gather_trained(base: Checkpoint, component: str, params: Params, layout: Layout) -> Checkpoint:
+def gather_trained(base: DiffusionModel, component: str, params: Params, layout: Layout) -> DiffusionModel:
     """Returns the model with the trained weights in it, each array whole on one device of every process.
 
     All processes must call this, because each holds a part of the weights.
@@ -39,13 +39,13 @@ def gather_trained(base: Checkpoint, component: str, params: Params, layout: Lay
     return with_params(base, component, _own(before.structure, whole))
 
 
-def merge_trained(base: Checkpoint, component: str, params: Params) -> Checkpoint:
+def merge_trained(base: DiffusionModel, component: str, params: Params) -> DiffusionModel:
     """Returns the model with the trained weights in it, for parameters that are whole already."""
     before = getattr(base, component)
     return with_params(base, component, _own(before.structure, lora.merge(before.params, params)))
 
 
-def with_params(base: Checkpoint, component: str, params: Params) -> Checkpoint:
+def with_params(base: DiffusionModel, component: str, params: Params) -> DiffusionModel:
     """Returns the model with these parameters as its "unet" or "vae"."""
     return dataclasses.replace(base, **{component: dataclasses.replace(getattr(base, component), params=params)})
 
@@ -55,7 +55,7 @@ def _own(structure: Structure, params: Params) -> Params:
     return {name: params[name] for name in functional.names(structure)}
 
 
-def export(model: Checkpoint, step: int, workdir: Path) -> Path:
+def export(model: DiffusionModel, step: int, workdir: Path) -> Path:
     """Writes `export/`, replacing an older one, and returns its path."""
     folder = workdir / EXPORT
     for path in workdir.glob(f".{EXPORT}.*"):
@@ -65,8 +65,7 @@ def export(model: Checkpoint, step: int, workdir: Path) -> Path:
     fresh, old = (folder.with_name(f".{EXPORT}.{os.getpid()}.{which}") for which in ("new", "old"))
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
-    description = {**model.description, STEP: step}
-    checkpoints.save(dataclasses.replace(model, description=description), fresh)
+    model_folder.save(dataclasses.replace(model, index=model.index.replace(exported_step=step)), fresh)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
     try:
@@ -81,8 +80,8 @@ def export(model: Checkpoint, step: int, workdir: Path) -> Path:
 
 def exported_step(workdir: Path) -> int | None:
     """Returns the step of the weights in `export/`, or None if there is no export or its index cannot be read."""
-    index = workdir / EXPORT / checkpoints.INDEX
+    index = workdir / EXPORT / INDEX
     try:
-        return read_json(index).get(STEP) if index.is_file() else None
+        return read_json(index).get(JSON_KEYS["exported_step"]) if index.is_file() else None
     except ValueError:
         return None

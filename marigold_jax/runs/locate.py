@@ -14,13 +14,13 @@ import jax
 from marigold_jax.runs import start_record
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions, create, make_ready
 from marigold_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, load_weights
-from marigold_jax.runs.export import STEP, export, exported_step, merge_trained
+from marigold_jax.runs.export import export, exported_step, merge_trained
 from marigold_jax.runs.objective_facts import facts_of
 from marigold_jax.runs.run_folder import CHECKPOINTS, CONFIG, EXPORT, START, config_of, is_run
 from marigold_jax.runtime.files import printable
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.hub import local, resolve
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel, inflate
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _warn_of(corrupt: Mapping[int, str], saved: Checkpoints, instead: str) -> No
         logger.warning("%s is corrupt (%s): %s", saved.path(step), reason, instead)
 
 
-def base_of(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
+def base_of(workdir: Path, config: Mapping[str, Any]) -> DiffusionModel:
     """Returns the model that the run in this folder began from, ready for training. Nothing is written.
 
     Raises:
@@ -98,12 +98,12 @@ def base_of(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
         raise ValueError(f"{workdir / CONFIG}: not a configuration that is understood here ({error})") from error
 
 
-def inflated(base: Checkpoint, options: ModelOptions) -> Checkpoint:
+def inflated(base: DiffusionModel, options: ModelOptions) -> DiffusionModel:
     """Returns the base with a UNet that reads two latents. One made from "scratch" is as it was asked for."""
-    return base if options.checkpoint == SCRATCH else checkpoints.inflate(base, bias=options.inflation_bias)
+    return base if options.checkpoint == SCRATCH else inflate(base, bias=options.inflation_bias)
 
 
-def read_base(config: Mapping[str, Any], record: Mapping[str, Any] | None) -> tuple[Checkpoint, dict[str, Any]]:
+def read_base(config: Mapping[str, Any], record: Mapping[str, Any] | None) -> tuple[DiffusionModel, dict[str, Any]]:
     """Reads the model that a run of this configuration begins from.
 
     Args:
@@ -122,8 +122,8 @@ def read_base(config: Mapping[str, Any], record: Mapping[str, Any] | None) -> tu
         base = create(options)
         return base, start_record.describe(base, SCRATCH, tuple(frozen - drawn))
     folder = locate(options.checkpoint) if record is None else _locate_again(record)
-    base = checkpoints.load(folder.resolve())
-    return base, start_record.describe(base, options.checkpoint, tuple(frozen), base.description.get(STEP))
+    base = model_folder.load(folder.resolve())
+    return base, start_record.describe(base, options.checkpoint, tuple(frozen), base.index.exported_step)
 
 
 def _locate_again(record: Mapping[str, Any]) -> Path:

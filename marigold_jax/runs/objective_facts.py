@@ -33,8 +33,8 @@ class ObjectiveFacts:
 
 
 def end_to_end_index(*, noise: str = "zeros", **options: Any) -> dict[str, Any]:
-    """Returns the keys that tell the pipeline to predict in one step, from the noise used in training."""
-    return END_TO_END | ({"_noise": noise} if noise in OPTIONS["noise"].values else {})
+    """Returns the fields of `ModelIndex` that make the pipeline predict as training did: one step, same noise."""
+    return END_TO_END | ({"noise": noise} if noise in OPTIONS["noise"].values else {})
 
 
 def student_scheduler(*, grid: int = 5, timestep_scaling: float = 10.0, **options: Any) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from marigold_jax.runs import start_record
 from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runtime.files import read_json, write_json
 from marigold_jax.runtime.lock import lock
+from marigold_jax.weights.diffusers_folder import INDEX
 from marigold_jax.weights.hub import local
-from marigold_jax.weights.model import INDEX
 
 CONFIG, START, CHECKPOINTS, EXPORT = "config.json", "start.json", "checkpoints", "export"
 LOCK = ".lock"

@@ -15,22 +15,22 @@ from marigold_jax.runs.objective_facts import facts_of
 from marigold_jax.runs.run_folder import CHECKPOINTS, START
 from marigold_jax.runtime import distributed
 from marigold_jax.runtime.files import write_json
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import diffusers_folder, model_folder
 from marigold_jax.weights.hub import local
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
 
 def start_from(
     options: ModelOptions, objective: Mapping[str, Any] | None = None, shapes_only: bool = False
-) -> Checkpoint:
+) -> DiffusionModel:
     """Returns the model that training starts from; see `base_model.make_ready`.
 
     Args:
         options: section `model` of a configuration.
         objective: section `objective`; None to leave out what depends on it.
-        shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.model.shapes_of`.
+        shapes_only: reads no weights: parameters are `jax.ShapeDtypeStruct`; see `weights.diffusers_folder.shapes_of`.
 
     Raises:
         ValueError: as `make_ready` does, and as `locate` does.
@@ -41,13 +41,13 @@ def start_from(
     if name == SCRATCH:
         base = create(options)
     elif shapes_only:
-        base = checkpoints.shapes_of(locate(name) if local(name) else None)
+        base = diffusers_folder.shapes_of(locate(name) if local(name) else None)
     else:
-        base = inflated(checkpoints.load(locate(name)), options)
+        base = inflated(model_folder.load(locate(name)), options)
     return make_ready(base, options, objective)
 
 
-def begin(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
+def begin(workdir: Path, config: Mapping[str, Any]) -> DiffusionModel:
     """Returns the model that the run in this folder starts from, as `start_from` does.
 
     At the first start, the first process writes `start.json`. A resumed run reads there where to look, and compares

@@ -19,8 +19,10 @@ import numpy as np
 
 from marigold_jax.runtime.files import read_json
 from marigold_jax.weights import empty_prompt
+from marigold_jax.weights.component import COMPONENTS, Component
+from marigold_jax.weights.diffusers_folder import TEXT_COMPONENTS
 from marigold_jax.weights.hub import commit_of
-from marigold_jax.weights.model import COMPONENTS, TEXT_COMPONENTS, Checkpoint, Component
+from marigold_jax.weights.model import DiffusionModel
 
 NAMES = {  # part -> its name in messages
     **{name: f"the weights of its {name}" for name in COMPONENTS},
@@ -29,7 +31,7 @@ NAMES = {  # part -> its name in messages
 }
 
 
-def describe(base: Checkpoint, name: str, frozen: tuple[str, ...], step: int | None = None) -> dict[str, Any]:
+def describe(base: DiffusionModel, name: str, frozen: tuple[str, ...], step: int | None = None) -> dict[str, Any]:
     """Returns the contents of `start.json` for a run that begins from `base`.
 
     Args:
@@ -41,7 +43,7 @@ def describe(base: Checkpoint, name: str, frozen: tuple[str, ...], step: int | N
     repository, commit = commit_of(base.folder) or (None, None)
     parts = {f"{part}.config": _hash_config(getattr(base, part)) for part in COMPONENTS}
     parts |= {part: _hash_weights(getattr(base, part).params) for part in frozen}
-    parts |= {"empty_prompt": _hash_prompt(base), "scheduler": _hash_text(_as_text(base.scheduler))}
+    parts |= {"empty_prompt": _hash_prompt(base), "scheduler": _hash_text(_as_text(base.scheduler.values))}
     folder = str(base.folder) if base.folder.is_absolute() else None  # a base that was created has no folder
     where = {"checkpoint": name, "folder": folder, "repository": repository, "commit": commit, "step": step}
     return where | {"frozen": dict(sorted(parts.items()))}
@@ -112,7 +114,7 @@ def _hash_weights(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _hash_prompt(base: Checkpoint) -> str:
+def _hash_prompt(base: DiffusionModel) -> str:
     """Hashes the stored embedding. If there is none, hashes the files that it is computed from."""
     computed = base.folder.is_absolute() and (base.folder / "text_encoder").is_dir()
     if (base.folder / empty_prompt.FILE).is_file() or not computed:

@@ -28,7 +28,7 @@ from marigold_jax.models import functional
 from marigold_jax.runtime import distributed
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.targets import TARGETS
-from marigold_jax.weights.model import Component
+from marigold_jax.weights.component import Component
 
 Sample = dict[str, np.ndarray]  # a frame and its mirror image, stacked: of `data.loader.BothWays`
 DECODER = ("decoder.", "post_quant_conv.")  # parameters that no latent depends on

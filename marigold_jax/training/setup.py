@@ -16,7 +16,7 @@ from marigold_jax.training.objectives import OBJECTIVES, alignment
 from marigold_jax.training.objectives.contract import Frozen, Objective
 from marigold_jax.training.objectives.low_rank import of_corrections
 from marigold_jax.weights import lora
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 from marigold_jax.weights.teacher import load_teacher
 
 
@@ -76,7 +76,7 @@ class Setup:
     uses_ema_target: bool
 
 
-def make_setup(base: Checkpoint, config: Mapping[str, Mapping[str, Any]]) -> Setup:
+def make_setup(base: DiffusionModel, config: Mapping[str, Mapping[str, Any]]) -> Setup:
     """Returns the setup for training a model.
 
     Args:

@@ -13,7 +13,7 @@ from marigold_jax.diffusion.losses import angular_error, weighted_l1
 from marigold_jax.training.batch import Batch, mask_of
 from marigold_jax.training.pixels import aligned_depth, depth_to_pixels, normals_to_pixels, unit_normals
 from marigold_jax.training.validation import Scored, predict_depth, predict_normals, reconstruct
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Validation:
         primary_metric: the score that decides which checkpoint is the best: the lower, the better.
     """
 
-    validate: Callable[[Checkpoint, Sequence], Scored]
+    validate: Callable[[DiffusionModel, Sequence], Scored]
     primary_metric: str
 
 

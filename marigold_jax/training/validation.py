@@ -16,14 +16,14 @@ from marigold_jax.inference.pipeline import Marigold, default_batch_size
 from marigold_jax.models import functional
 from marigold_jax.training.pixels import depth_to_pixels
 from marigold_jax.training.progress import counting
-from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model import DiffusionModel
 
 Example = dict[str, np.ndarray]  # of `data.prepared`
 Scored = tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]
 PANEL_ROWS = 4
 
 
-def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
+def predict_depth(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
     """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
     aligned = list(map(align, _predictions(checkpoint, rgb), depth, mask))
@@ -31,7 +31,7 @@ def predict_depth(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored
     return _mean(scores), figures.depth_panel(*(maps[:PANEL_ROWS] for maps in (rgb, depth, aligned, mask)))
 
 
-def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
+def predict_normals(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
     """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
     rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
     known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
@@ -41,7 +41,7 @@ def predict_normals(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scor
     return summary, figures.normals_panel(*(maps[:PANEL_ROWS] for maps in (rgb, normals, predictions, known)))
 
 
-def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
+def reconstruct(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
     """The error of the VAE alone: PSNR of photographs, AbsRel and δ1 of depth, after encoding and decoding.
 
     Depth is normalised as for training. The panel shows decoded photographs, and depth as for predictions.
@@ -69,7 +69,7 @@ def reconstruct(checkpoint: Checkpoint, examples: Sequence[Example]) -> Scored:
     return _mean(scores), figures.depth_panel(*(maps[:PANEL_ROWS] for maps in (painted, depth, aligned, mask)))
 
 
-def _predictions(checkpoint: Checkpoint, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _predictions(checkpoint: DiffusionModel, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns a prediction for each image, from the same noise. Images of one size are batched."""
     pipe, together, found = Marigold(checkpoint), default_batch_size(), {}
     by_size: dict[tuple[int, ...], list[int]] = {}

@@ -1,25 +1,75 @@
 """One component of a checkpoint folder (`unet/`, `vae/`, `text_encoder/`): its configuration and its parameters."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.runtime.files import read_json, write_json
+from marigold_jax.runtime.typed import shown
 from marigold_jax.weights import torch_names
 from marigold_jax.weights.torch_files import Tensors, require_finite
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 READERS = 4  # tensors read and transposed at the same time
+
+
+class Kind(NamedTuple):
+    """A class of diffusers': its configuration here, its module, and the fixed part of its configuration."""
+
+    config: type
+    module: Callable[..., Any]
+    fixed: Mapping[str, Any]
+
+
+# Component -> what it may be, by the name of diffusers' class; the first where nothing is said.
+COMPONENTS = {
+    "unet": {"UNet2DConditionModel": Kind(unet.UNetConfig, unet.UNet, unet.FIXED)},
+    "vae": {
+        "AutoencoderKL": Kind(vae.VAEConfig, vae.VAE, vae.FIXED),
+        "AutoencoderTiny": Kind(
+            autoencoder_tiny.AutoencoderTinyConfig, autoencoder_tiny.AutoencoderTiny, autoencoder_tiny.FIXED
+        ),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    config: Any
+    structure: Structure
+    params: Params
+
+
+def kind_of(component: str, config: Mapping[str, Any], file: Path) -> Kind:
+    """What the contents of a component's `config.json` describe. ValueError, which names the file, if nothing known."""
+    kinds = COMPONENTS[component]
+    class_name = config.get("_class_name", next(iter(kinds)))
+    if not isinstance(class_name, str) or class_name not in kinds:
+        raise ValueError(f"{file}: the {component} is of class {shown(class_name)}, wanted {' or '.join(kinds)}")
+    return kinds[class_name]
+
+
+def class_name_of(component: str, config: Any) -> str:
+    """The name of diffusers' class, from a configuration as it is here."""
+    return next(name for name, kind in COMPONENTS[component].items() if type(config) is kind.config)
+
+
+def load_part(component: str, folder: Path, dtype: Any) -> Component:
+    """Read the folder of one component: `config.json` and weights. Raises as `load` does."""
+    kind = kind_of(component, read_json(folder / CONFIG), folder / CONFIG)
+    return Component(*load_component(folder, *kind, dtype))
 
 
 def load_component(

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from marigold_jax.models import vae
 from marigold_jax.models.functional import abstract
-from marigold_jax.weights.model import Component
+from marigold_jax.weights.component import Component
 
 UNEQUAL = 0.25  # of an equal share: the most that one copy gets more or less
 

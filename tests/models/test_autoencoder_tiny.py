@@ -19,7 +19,7 @@ from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runs.export import export
 from marigold_jax.runs.start import start_from
 from marigold_jax.training.objectives.end_to_end import end_to_end_objective
-from marigold_jax.weights import model, torch_names
+from marigold_jax.weights import component, model_folder, torch_names
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def photograph(height, width):
 def test_encode_and_decode(tmp_path, size):
     theirs = oracle.tiny_vae(scaling_factor=0.7)
     theirs.save_pretrained(tmp_path)
-    part = model.load_part("vae", tmp_path, jnp.float32)
+    part = component.load_part("vae", tmp_path, jnp.float32)
     ours = functional.merge(part.structure, part.params)
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     wanted = theirs.encode(oracle.nchw(pixels)).latents * 0.7
@@ -101,9 +101,9 @@ def test_the_whole_pipeline(tiny):
 
 @pytest.mark.parametrize("layout", ["diffusers", "native"])
 def test_both_layouts_keep_the_class(tiny, tmp_path, layout):
-    loaded = model.load(tiny[1])
-    model.save(loaded, tmp_path / "copy", layout)
-    again = model.load(tmp_path / "copy")
+    loaded = model_folder.load(tiny[1])
+    model_folder.save(loaded, tmp_path / "copy", layout)
+    again = model_folder.load(tmp_path / "copy")
     assert again.vae.config == loaded.vae.config and again.vae.structure == loaded.vae.structure
     jax.tree.map(np.testing.assert_array_equal, again.vae.params, loaded.vae.params)
     if layout == "diffusers":
@@ -174,7 +174,7 @@ def test_what_is_not_implemented_is_refused(folder, tmp_path, change, words):
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=words) as error:
-        model.load_part("vae", tmp_path, jnp.float32)
+        component.load_part("vae", tmp_path, jnp.float32)
     assert str(tmp_path / "config.json") in str(error.value)
 
 
@@ -203,4 +203,4 @@ def test_a_unet_trains_between_its_halves(tiny, tmp_path):
         wanted = torch.arccos((n * oracle.nchw(batch["normals"])).sum(1).clamp(-1, 1)).mean()
     np.testing.assert_allclose(loss, wanted.item(), rtol=1e-5)
     exported = export(base, 1, tmp_path)
-    assert type(model.load(exported).vae.config) is AutoencoderTinyConfig
+    assert type(model_folder.load(exported).vae.config) is AutoencoderTinyConfig

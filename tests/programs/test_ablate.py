@@ -15,7 +15,7 @@ from marigold_jax.ensemble import ensemble_depth
 from marigold_jax.evaluation.depth_alignment import align
 from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.runs import run_folder
-from marigold_jax.weights import model as checkpoint
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.scratch import scratch
 
 COUNT, SIZE = 3, (32, 48)
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
     random = np.random.default_rng(0)
     kernel = made.unet.params["conv_out.kernel"]
     made.unet.params["conv_out.kernel"] = random.normal(size=kernel.shape).astype(np.float32) / 10
-    checkpoint.save(made, folder)
+    model_folder.save(made, folder)
     return folder
 
 
@@ -107,12 +107,12 @@ def test_trainings_differ_in_one_thing(data_dir, model, tmp_path, monkeypatch, w
         commands.append(command)
         workdir = command[command.index("--workdir") + 1]
         run_folder.claim(tmp_path / which / workdir.rpartition("/")[2], {})
-        checkpoint.save(checkpoint.load(model), tmp_path / which / workdir.rpartition("/")[2] / "export")
+        model_folder.save(model_folder.load(model), tmp_path / which / workdir.rpartition("/")[2] / "export")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(ablate, "SHARES", (0.0, 0.5, 1.0))
     monkeypatch.setattr(ablate.subprocess, "run", train)
-    monkeypatch.setattr(Marigold, "from_pretrained", lambda workdir: Marigold(checkpoint.load(workdir / "export")))
+    monkeypatch.setattr(Marigold, "from_pretrained", lambda workdir: Marigold(model_folder.load(workdir / "export")))
     flags = ["--config", "configs/quickstart.py", "--config.run.steps=1", "--processing_res", 0, *flags]
     assert run(data_dir, tmp_path, which, *flags) == 0
     assert len(read(tmp_path, which)) == len(commands) == len(overrides)

@@ -18,7 +18,8 @@ from marigold_jax.hardware.collectives import collectives
 from marigold_jax.hardware.operations import flops
 from marigold_jax.runtime import sharding
 from marigold_jax.runtime.sharding import Layout, make_mesh
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
+from marigold_jax.weights.diffusers_folder import shapes_of
 from marigold_jax.weights.hub import SHIPPED
 
 
@@ -246,14 +247,14 @@ def test_stored_latents_leave_the_vae_out():
 
 
 def test_shapes_are_those_of_the_weights():
-    shapes, loaded = model.shapes_of(SHIPPED / "marigold-rooms"), model.load(SHIPPED / "marigold-rooms")
+    shapes, loaded = shapes_of(SHIPPED / "marigold-rooms"), model_folder.load(SHIPPED / "marigold-rooms")
     for name in ("unet", "vae"):
         ours, theirs = getattr(shapes, name), getattr(loaded, name)
         assert ours.structure == theirs.structure
         assert {path: x.shape for path, x in ours.params.items()} == {
             path: x.shape for path, x in theirs.params.items()
         }
-    count = sum(x.size for part in ("unet", "vae") for x in getattr(model.shapes_of(None), part).params.values())
+    count = sum(x.size for part in ("unet", "vae") for x in getattr(shapes_of(None), part).params.values())
     assert count == 865_922_244 + 83_653_863  # of Stable Diffusion 2, its UNet widened
 
 

@@ -19,7 +19,8 @@ from marigold_jax.evaluation.depth_metrics import METRICS, depth_scores
 from marigold_jax.evaluation.estimators import saved
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
 from marigold_jax.evaluation.quantities import QUANTITIES
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
+from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
 COUNT, SIZE = 5, (32, 48)
@@ -105,7 +106,7 @@ def test_metres_need_no_alignment(data_dir, split, tmp_path, capsys):
 
 
 def test_a_model_is_scored_and_an_interrupted_run_goes_on(data_dir, tmp_path, capsys):
-    model.save(scratch((16, 16), 4), tmp_path / "model")
+    model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 3, *QUICK)
     assert run(data_dir, out, *flags) == 0
     first = (out / "mine" / "metrics.json").read_text()
@@ -126,7 +127,7 @@ def known(example):
 
 
 def test_processes_predict_a_share_each_and_the_first_scores(data_dir, tmp_path, capsys, monkeypatch):
-    model.save(scratch((16, 16), 4), tmp_path / "model")
+    model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     waited = []
     monkeypatch.setattr(evaluate.distributed, "wait_for_all", waited.append)
     for index, found in ((1, ["1.npy", "3.npy"]), (0, [f"{i}.npy" for i in range(COUNT)])):
@@ -188,8 +189,8 @@ def test_depth_has_no_convention_of_normals(data_dir, maps, tmp_path, capsys):
 
 
 def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, capsys):
-    description = {"_class_name": "MarigoldNormalsPipeline"}
-    model.save(dataclasses.replace(scratch((16, 16), 4), description=description), tmp_path / "model")
+    index = ModelIndex({"_class_name": "MarigoldNormalsPipeline"})
+    model_folder.save(dataclasses.replace(scratch((16, 16), 4), index=index), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 2, *QUICK)
     assert run(data_dir, out, *flags) == 0
     made = sorted((out / "mine" / "predictions").rglob("*.npy"))

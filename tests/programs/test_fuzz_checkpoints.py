@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from marigold_jax import Marigold
 from marigold_jax.inference import pipeline
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
 
 SMALL = {
     "unet": {"block_out_channels": (8, 16), "attention_head_dim": (1, 2), "cross_attention_dim": 8},
@@ -94,9 +94,9 @@ def bases(tmp_path_factory):
         {name: torch.from_numpy(x) for name, x in tensors.items()}, root / "mixed/vae/diffusion_pytorch_model.bin"
     )
     (root / "mixed/vae/diffusion_pytorch_model.safetensors").unlink()
-    loaded = model.load(root / "diffusers")
-    model.save(loaded, root / "native", "native")
-    model.save(loaded, root / "exported")
+    loaded = model_folder.load(root / "diffusers")
+    model_folder.save(loaded, root / "native", "native")
+    model_folder.save(loaded, root / "exported")
     return {name: root / name for name in ("diffusers", "mixed", "native", "exported")}
 
 

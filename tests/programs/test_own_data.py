@@ -19,7 +19,7 @@ from PIL import Image
 from marigold_jax import predict, prepare, train
 from marigold_jax.runtime import sharding
 from marigold_jax.training.datasets import validation_examples
-from marigold_jax.weights import model
+from marigold_jax.weights import model_folder
 from marigold_jax.weights.scratch import scratch
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +85,8 @@ def place(tmp_path_factory):
             Image.fromarray(depth).save(place / "my_scans" / "depth" / f"IMG {number}.png")
         image.resize((40, 30)).save(place / "photos" / "new.jpg")
     small = scratch((16, 16), 4)
-    described = small.description | {"default_processing_resolution": 24}
-    model.save(dataclasses.replace(small, description=described), place / "tiny")
+    index = small.index.replace(default_processing_resolution=24)
+    model_folder.save(dataclasses.replace(small, index=index), place / "tiny")
     return place
 
 

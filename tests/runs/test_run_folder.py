@@ -22,14 +22,14 @@ from marigold_jax.runs import locate as locating
 from marigold_jax.runs import run_folder
 from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runs.checkpoints import CheckpointError, Checkpoints, fingerprint
-from marigold_jax.runs.export import STEP, gather_trained, with_params
+from marigold_jax.runs.export import gather_trained, with_params
 from marigold_jax.runs.locate import base_of, exported, locate
 from marigold_jax.runs.objective_facts import FACTS
 from marigold_jax.runs.start import begin, start_from
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.objectives import OBJECTIVES
-from marigold_jax.weights import hub
-from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights import hub, model_folder
+from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
 CONFIG = {
@@ -186,15 +186,15 @@ def test_a_fingerprint_sees_every_bit_and_every_name():
 
 def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
     folder = oracle.save_pipeline(tmp_path / "sd2")
-    narrow = checkpoints.load(folder)
+    narrow = model_folder.load(folder)
     kernel = narrow.unet.params["conv_in.kernel"][:, :, :4]
     plain = oracle.unet(in_channels=4)
     plain.save_pretrained(folder / "unet")
     changes = {"scheduler": {"timestep_spacing": "leading"}, "description": {"default_denoising_steps": 3}}
     base = start_from(ModelOptions(str(folder), **changes))
     assert base.unet.config.in_channels == 8 and kernel.shape[2] == 4
-    assert base.scheduler["timestep_spacing"] == "leading" and base.scheduler["rescale_betas_zero_snr"]
-    assert base.description == {
+    assert base.scheduler.timestep_spacing == "leading" and base.scheduler.rescale_betas_zero_snr
+    assert base.index.values == {
         "_class_name": "MarigoldDepthPipeline",
         "prediction_type": "depth",
         "scale_invariant": True,
@@ -222,13 +222,13 @@ def test_a_run_is_exported_when_asked_and_only_when_need_be(tmp_path, monkeypatc
     save(1, 0.5)
     folder = exported(tmp_path)
     assert folder == tmp_path / "export"
-    loaded = checkpoints.load(folder)
+    loaded = model_folder.load(folder)
     assert float(loaded.unet.params["conv_in.bias"][0]) == 0.5  # the average, not the last weights
     written = (folder / "model_index.json").stat().st_mtime_ns
     assert exported(tmp_path) == folder and (folder / "model_index.json").stat().st_mtime_ns == written
     save(2, 0.25)
     monkeypatch.chdir(tmp_path.parent)  # where users give its name alone
-    assert float(checkpoints.load(exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
+    assert float(model_folder.load(exported(Path(tmp_path.name))).unet.params["conv_in.bias"][0]) == 0.25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.json", "export"]
 
 
@@ -287,14 +287,14 @@ def test_a_run_whose_configuration_cannot_be_told_is_left_alone(tmp_path, conten
 
 
 def test_what_a_run_came_to_is_not_replaced(tmp_path):
-    checkpoints.save(scratch((16, 16), 2), tmp_path / "export")
+    model_folder.save(scratch((16, 16), 2), tmp_path / "export")
     with pytest.raises(ValueError, match=r"export is the end of a run whose checkpoints are gone.*Move it away"):
         run_folder.claim(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="not saved a checkpoint"):  # somebody else's, not that of a run
         exported(tmp_path)
     index = tmp_path / "export" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {STEP: 7}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_exported_step": 7}))
     assert exported(tmp_path) == locate(tmp_path) == tmp_path / "export"
 
 
@@ -363,9 +363,9 @@ def changed(model, part, name):
 CHANGES = {
     "vae": lambda model: changed(model, "vae", "decoder.conv_out.bias"),
     "unet": lambda model: changed(model, "unet", "conv_in.bias"),
-    "scheduler": lambda model: dataclasses.replace(model, scheduler={**model.scheduler, "beta_end": 0.02}),
+    "scheduler": lambda model: dataclasses.replace(model, scheduler=model.scheduler.replace({"beta_end": 0.02})),
     "prompt": lambda model: dataclasses.replace(model, empty_prompt={n: np.ones((n, 16)) for n in (2, 77)}),
-    "description": lambda model: dataclasses.replace(model, description={**model.description, "_note": 1}),
+    "index": lambda model: dataclasses.replace(model, index=ModelIndex({**model.index.values, "_note": 1})),
 }
 
 
@@ -383,7 +383,7 @@ def resave(monkeypatch):
     def load(folder):
         return dataclasses.replace(there[(folder / "model").stat().st_ino], folder=folder)
 
-    monkeypatch.setattr(checkpoints, "load", load)
+    monkeypatch.setattr(model_folder, "load", load)
     return resave
 
 
@@ -407,7 +407,7 @@ def started(workdir, **model):
         ("unet", "autoencoder", 0, "the weights of its unet changed"),
         ("scheduler", "diffusion", 0, "its noise schedule changed"),
         ("prompt", "end_to_end", 0, "its empty prompt changed"),
-        ("description", "diffusion", 4, None),
+        ("index", "diffusion", 4, None),
     ],
 )
 def test_what_does_not_train_must_stay(tiny, resave, tmp_path, what, objective, lora_rank, message):
@@ -516,7 +516,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_those_who_predict(tiny, t
         exports.append(model.unet.params["a.kernel"])
         index = workdir / "export" / "model_index.json"
         index.parent.mkdir()
-        index.write_text(json.dumps({STEP: step}))
+        index.write_text(json.dumps({"_exported_step": step}))
         return index.parent
 
     exports = []

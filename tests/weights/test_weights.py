@@ -21,7 +21,7 @@ from marigold_jax import Marigold, convert
 from marigold_jax.models import clip, unet, vae
 from marigold_jax.models.functional import abstract
 from marigold_jax.runtime.sharding import Layout, make_mesh
-from marigold_jax.weights import empty_prompt, hub, model, null_text_encoder
+from marigold_jax.weights import empty_prompt, hub, model, model_folder, null_text_encoder
 from marigold_jax.weights import torch_names as names
 from marigold_jax.weights.scratch import scratch
 from marigold_jax.weights.torch_files import Tensors
@@ -103,8 +103,8 @@ def test_the_table_is_a_bijection_at_full_size(module, config, make):
 
 
 def test_round_trip_to_diffusers_is_exact(original, tmp_path):
-    ours = model.load(original)
-    model.save(ours, tmp_path / "exported")
+    ours = model_folder.load(original)
+    model_folder.save(ours, tmp_path / "exported")
     for file in (UNET_FILE, VAE_FILE):
         before, after = load_file(original / file), load_file(tmp_path / "exported" / file)
         assert before.keys() == after.keys()
@@ -170,7 +170,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
 def test_other_layouts_hold_the_same_weights(original, folder, change):
     change(folder)
-    assert_same_params(model.load(folder), model.load(original))
+    assert_same_params(model_folder.load(folder), model_folder.load(original))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -180,7 +180,7 @@ def test_half_precision_files(original, folder, dtype):
     else:
         tensors = load_file(folder / UNET_FILE)
         save_file({name: array.astype(jnp.bfloat16) for name, array in tensors.items()}, folder / UNET_FILE)
-    found, wanted = model.load(folder), model.load(original)
+    found, wanted = model_folder.load(folder), model_folder.load(original)
     for path, array in found.unet.params.items():
         assert array.dtype == jnp.float32
         np.testing.assert_allclose(array, wanted.unet.params[path], rtol=8e-3, atol=1e-4)
@@ -193,20 +193,22 @@ def test_legacy_names_of_the_text_encoder(original, folder):
         tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
 
     edit(folder / "text_encoder" / "model.safetensors", change)
-    np.testing.assert_array_equal(model.load(folder).empty_prompt[77], model.load(original).empty_prompt[77])
+    np.testing.assert_array_equal(
+        model_folder.load(folder).empty_prompt[77], model_folder.load(original).empty_prompt[77]
+    )
 
 
 def test_native_checkpoint(original, tmp_path):
-    first = model.load(original)
-    model.save(first, tmp_path / "native", "native")
-    again = model.load(tmp_path / "native")
+    first = model_folder.load(original)
+    model_folder.save(first, tmp_path / "native", "native")
+    again = model_folder.load(tmp_path / "native")
     assert_same_params(again, first)
     for length in (2, 77):
         np.testing.assert_array_equal(again.empty_prompt[length], first.empty_prompt[length])
     assert again.scheduler == first.scheduler
-    assert again.description == first.description
+    assert again.index == first.index
     assert again.unet.config == first.unet.config
-    half = model.load(tmp_path / "native", jnp.bfloat16)
+    half = model_folder.load(tmp_path / "native", jnp.bfloat16)
     assert {array.dtype for array in half.vae.params.values()} == {jnp.dtype(jnp.bfloat16)}
     # The text encoder is not there any more, and nothing asks for it.
     assert Marigold.from_pretrained(tmp_path / "native").modality.name == "depth"
@@ -217,18 +219,18 @@ def test_native_checkpoint_below_the_working_directory(original, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert convert.main(["--source", str(original), "--output", "native"]) == 0
     assert capfd.readouterr().err == ""
-    assert_same_params(model.load(Path("native")), model.load(original))
+    assert_same_params(model_folder.load(Path("native")), model_folder.load(original))
 
 
 def test_native_checkpoint_is_born_sharded(original, tmp_path, monkeypatch):
-    model.save(model.load(original), tmp_path / "native", "native")
+    model_folder.save(model_folder.load(original), tmp_path / "native", "native")
     monkeypatch.setattr("marigold_jax.runtime.sharding.SMALLEST_SPLIT", 1000)
     layout = Layout(make_mesh(fsdp=8), ((r"^unet\.", "fsdp"), ("", "replicate")))
-    native = model.load(tmp_path / "native", sharding=layout.sharding)
+    native = model_folder.load(tmp_path / "native", sharding=layout.sharding)
     params = native.unet.params
     assert params["conv_in.kernel"].addressable_shards[0].data.shape == (3, 3, 8, 2)
     assert native.vae.params["encoder.conv_in.kernel"].sharding.is_fully_replicated
-    np.testing.assert_array_equal(params["conv_in.kernel"], model.load(original).unet.params["conv_in.kernel"])
+    np.testing.assert_array_equal(params["conv_in.kernel"], model_folder.load(original).unet.params["conv_in.kernel"])
 
 
 # --------------------------------------------------------------------------------------------------------- empty prompt
@@ -241,32 +243,32 @@ def test_empty_prompt_is_what_the_text_encoder_answers(original, tmp_path, lengt
     padding = {2: "do_not_pad", 77: "max_length"}[length]
     ids = theirs.tokenizer("", padding=padding, max_length=77, truncation=True, return_tensors="pt").input_ids
     assert ids.shape == (1, length)
-    rows = model.load(original).empty_prompt[length]
+    rows = model_folder.load(original).empty_prompt[length]
     np.testing.assert_allclose(rows, theirs.text_encoder(ids)[0][0], rtol=0, atol=1e-5)
 
 
 def test_empty_prompt_is_computed_once(original, monkeypatch, tmp_path):
-    model.load(original)
+    model_folder.load(original)
     assert list((tmp_path / "user_cache" / "empty_prompt").iterdir())
     monkeypatch.setattr(empty_prompt, "compute", lambda *_: pytest.fail("computed again"))
-    model.load(original)
+    model_folder.load(original)
 
 
 def test_the_stored_prompt_follows_the_tokenizer(folder, tmp_path):
     """Another padding token is another answer to the 77 rows, and none of NaN or half a file is ever taken."""
-    first = model.load(folder).empty_prompt
+    first = model_folder.load(folder).empty_prompt
     (cached,) = (tmp_path / "user_cache" / "empty_prompt").iterdir()
     for content in (cached.read_bytes()[:100], b"", None):
         if content is None:
             save_file({name: np.full_like(x, np.nan) for name, x in load_file(cached).items()}, cached)
         else:
             cached.write_bytes(content)
-        np.testing.assert_array_equal(model.load(folder).empty_prompt[77], first[77])
+        np.testing.assert_array_equal(model_folder.load(folder).empty_prompt[77], first[77])
         assert np.isfinite(load_file(cached)["rows_77"]).all()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / "tokenizer" / name).exists():
             edit_json(folder / "tokenizer" / name, pad_token="<|endoftext|>")
-    second = model.load(folder).empty_prompt
+    second = model_folder.load(folder).empty_prompt
     np.testing.assert_array_equal(second[2], first[2])
     assert np.abs(second[77] - first[77]).max() > 0.01
 
@@ -277,7 +279,7 @@ def test_an_answer_of_nan_is_not_stored(folder, tmp_path):
         lambda tensors: tensors.update({"final_layer_norm.weight": np.full(24, 3e38, np.float32)}),
     )
     with pytest.raises(ValueError, match=r"text_encoder: its answer to the empty prompt: .* NaN or infinite"):
-        model.load(folder)
+        model_folder.load(folder)
     assert not list((tmp_path / "user_cache" / "empty_prompt").iterdir())
 
 
@@ -299,7 +301,7 @@ def test_inflation(tmp_path, bias, factor):
     pipe = oracle.pipeline(tmp_path)
     pipe.unet = pipe.components["unet"] = oracle.unet(in_channels=4)
     pipe.save_pretrained(tmp_path / "sd2")
-    narrow = model.load(tmp_path / "sd2")
+    narrow = model_folder.load(tmp_path / "sd2")
     with pytest.raises(ValueError, match="maps 4 to 4 channels, wanted 8 to 4"):
         Marigold(narrow)
     wide = model.inflate(narrow, bias)
@@ -308,7 +310,7 @@ def test_inflation(tmp_path, bias, factor):
     np.testing.assert_array_equal(new["conv_in.bias"], old["conv_in.bias"] * np.float32(factor))
     assert wide.unet.config.in_channels == 8
     assert model.inflate(wide) is wide
-    model.save(wide, tmp_path / "wide")
+    model_folder.save(wide, tmp_path / "wide")
     assert diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "wide" / "unet").conv_in.in_channels == 8
 
 
@@ -335,11 +337,11 @@ def test_a_unet_of_stable_diffusion_1_comes_back_as_it_was(folder, tmp_path, cap
     shutil.rmtree(folder / "unet")
     theirs.save_pretrained(folder / "unet")
     edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=False)
-    loaded = model.load(folder)
+    loaded = model_folder.load(folder)
     assert loaded.unet.params["mid_block.attentions.0.proj_in.kernel"].shape == (32, 32)
     assert Marigold(loaded).sampler(2).timesteps.tolist() == [999, 499]
-    model.save(loaded, tmp_path / "native", "native")
-    model.save(model.load(tmp_path / "native"), tmp_path / "exported")
+    model_folder.save(loaded, tmp_path / "native", "native")
+    model_folder.save(model_folder.load(tmp_path / "native"), tmp_path / "exported")
     before, after = load_file(folder / UNET_FILE), load_file(tmp_path / "exported" / UNET_FILE)
     assert before.keys() == after.keys()
     assert before["mid_block.attentions.0.proj_in.weight"].shape == (32, 32, 1, 1)
@@ -356,15 +358,15 @@ def test_a_unet_of_stable_diffusion_1_comes_back_as_it_was(folder, tmp_path, cap
 def test_keys_that_nobody_knows_are_passed_over_with_one_line_each(original, folder, caplog):
     for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
         edit_json(folder / file, wings=2, _note="ours")
-    assert_same_params(model.load(folder), model.load(original))
+    assert_same_params(model_folder.load(folder), model_folder.load(original))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3
     for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
         assert f"{folder / file}: passing over what is not known here: 'wings'" in lines
-    assert "wings" not in model.load(folder).scheduler
+    assert "wings" not in model_folder.load(folder).scheduler.values
     edit_json(folder / "unet/config.json", class_embed_type="timestep")
     with pytest.raises(ValueError, match="class_embed_type = 'timestep', only None is implemented"):
-        model.load(folder)
+        model_folder.load(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- other families
@@ -423,9 +425,9 @@ def test_a_folder_without_an_index_is_named_too(folder):
     (folder / "model_index.json").unlink()
     shutil.move(folder / "unet", folder / "unet_v2")
     with pytest.raises(FileNotFoundError, match=r"looks like GeoWizard \(its unet_v2/\)"):
-        model.load(folder)
+        model_folder.load(folder)
     with pytest.raises(FileNotFoundError, match="one part of a checkpoint: name the folder above"):
-        model.load(folder / "vae")
+        model_folder.load(folder / "vae")
 
 
 def test_a_model_that_nothing_runs_is_not_written(folder, tmp_path, capsys):
@@ -440,7 +442,7 @@ def test_a_name_that_speaks_of_video_gets_a_line(original, tmp_path, caplog):
     folder = tmp_path / "models--prs-eth--rollingdepth-v1-0" / "snapshots" / ("0" * 40)
     folder.parent.mkdir(parents=True)
     folder.symlink_to(original)
-    model.load(folder)
+    model_folder.load(folder)
     assert "by its name a model of videos; here it estimates each picture by itself" in caplog.text
 
 
@@ -642,14 +644,14 @@ def test_a_damaged_native_checkpoint(native, tmp_path, change, words):
     change(stored)
     (folder / "marigold.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=words) as error:
-        model.load(folder)
+        model_folder.load(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
 def native(original, tmp_path_factory):
     folder = tmp_path_factory.mktemp("native") / "native"
-    model.save(model.load(original), folder, "native")
+    model_folder.save(model_folder.load(original), folder, "native")
     return folder
 
 
@@ -665,18 +667,18 @@ def test_native_files_that_are_cut_short_or_gone(native, tmp_path, capfd):
 
 
 def test_nan_in_a_native_checkpoint(original, tmp_path):
-    loaded = model.load(original)
+    loaded = model_folder.load(original)
     loaded.vae.params["quant_conv.bias"] = loaded.vae.params["quant_conv.bias"].at[2].set(np.nan)
-    model.save(loaded, tmp_path / "native", "native")
+    model_folder.save(loaded, tmp_path / "native", "native")
     with pytest.raises(ValueError, match=r"vae.quant_conv.bias: 1 of 8 numbers are NaN or infinite"):
-        model.load(tmp_path / "native")
+        model_folder.load(tmp_path / "native")
 
 
 def test_links_out_of_the_text_encoder_are_not_followed_into_devices(folder, tmp_path):
-    loaded = model.load(folder)
+    loaded = model_folder.load(folder)
     (folder / "text_encoder" / "extra").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="text_encoder/extra: wanted a regular file, found a device"):
-        model.save(loaded, tmp_path / "out")
+        model_folder.save(loaded, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -862,7 +864,7 @@ def test_a_mixed_repository_is_downloaded_and_loads(original, folder, tmp_path, 
     assert asked == [commit] and hub.commit_of(found) == ("someone/mixed", commit)
     assert hub.commit_of(hub.resolve_vae("someone/mixed")) == ("someone/mixed", commit)
     assert hub.commit_of(folder) is None
-    assert_same_params(model.load(found), model.load(original))
+    assert_same_params(model_folder.load(found), model_folder.load(original))
 
 
 def test_a_hub_id_that_cannot_be_had(hub_cache):
@@ -882,7 +884,7 @@ def test_convert_there_and_back(original, tmp_path, capsys):
     back = ["--source", str(tmp_path / "native"), "--output", str(tmp_path / "back"), "--to", "diffusers"]
     assert convert.main(back) == 0
     assert "no text encoder" in capsys.readouterr().out
-    assert_same_params(model.load(tmp_path / "back"), model.load(original))
+    assert_same_params(model_folder.load(tmp_path / "back"), model_folder.load(original))
     assert convert.main(back) == 1
     assert "exists already" in capsys.readouterr().err
 
@@ -892,23 +894,23 @@ def test_convert_to_half_the_size(original, tmp_path, layout):
     flags = ["--source", str(original), "--to", layout, "--output"]
     for dtype in ("float32", "float16"):
         assert convert.main([*flags, str(tmp_path / dtype), "--dtype", dtype]) == 0
-    whole, half = (model.load(tmp_path / dtype) for dtype in ("float32", "float16"))
+    whole, half = (model_folder.load(tmp_path / dtype) for dtype in ("float32", "float16"))
     for part in ("unet", "vae"):
         for path, array in getattr(whole, part).params.items():
             np.testing.assert_array_equal(getattr(half, part).params[path], array.astype(np.float16), path)
 
 
 def test_what_half_precision_cannot_hold_is_not_written(original, tmp_path):
-    loaded = model.load(original)
+    loaded = model_folder.load(original)
     loaded.unet.params["conv_in.bias"] = jnp.full_like(loaded.unet.params["conv_in.bias"], 1e5)
     with pytest.raises(ValueError, match=r"unet.conv_in.bias: its largest value, 1e\+05, does not fit float16"):
-        model.save(loaded, tmp_path / "half", dtype="float16")
+        model_folder.save(loaded, tmp_path / "half", dtype="float16")
     assert not (tmp_path / "half").exists()
 
 
 def test_silence_for_diffusers(tmp_path):
     """A model that was trained without words brings an encoder and a tokenizer that say nothing."""
-    model.save(scratch((16, 16)), tmp_path / "model")
+    model_folder.save(scratch((16, 16)), tmp_path / "model")
     theirs = diffusers.MarigoldDepthPipeline.from_pretrained(tmp_path / "model")
     ids = theirs.tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
     assert ids.shape == (1, 2) and theirs.text_encoder(ids)[0].abs().max() == 0
