@@ -44,26 +44,20 @@ import os
 import sys
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from marigold_jax.data.colors import color_table
 from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
-from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_ahead, read_image
+from marigold_jax.data.images import count_pixels, in_network_range, read_image
+from marigold_jax.inference.inputs import find_images, passed_over
+from marigold_jax.inference.journal import Journal, gather, sources
 from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
-from marigold_jax.inference.outputs import (
-    Journal,
-    color_table,
-    exist,
-    gather,
-    missing,
-    names,
-    outputs,
-    save_all,
-    sources,
-    too_long,
-)
+from marigold_jax.inference.outputs import exist, missing, names, outputs, save_all, too_long
 from marigold_jax.runtime import distributed, seeds, terminal
 from marigold_jax.runtime.budget import Budget
 from marigold_jax.runtime.files import printable
@@ -332,11 +326,14 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
     return f"; {compiled} program{'s' * (compiled != 1)} compiled, {cached} taken from the cache"
 
 
-def in_network_range(pixels: np.ndarray) -> np.ndarray:
-    values = canonical(pixels)
-    values *= 2
-    values -= 1
-    return values
+def read_ahead(pool: Executor, read: Callable, paths: Iterable[Path], limit: int) -> Iterator:
+    """`map(read, paths)`, in order, with at most `limit` pictures read in `pool` before they are asked for."""
+    paths = iter(paths)
+    pending = deque(pool.submit(read, path) for path in islice(paths, limit))
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(read, path) for path in islice(paths, 1))
+        yield result
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import pytest
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from marigold_jax.inference import outputs as written
-from marigold_jax.inference.outputs import Journal, color, color_table, depth_to_uint16, names, outputs, save_all
+from marigold_jax.data.colors import color, color_table, depth_to_uint16
+from marigold_jax.inference import journal as written
+from marigold_jax.inference.journal import Journal
+from marigold_jax.inference.outputs import names, outputs, save_all
 from marigold_jax.runtime import files
 from marigold_jax.runtime.files import write
 

@@ -28,8 +28,9 @@ import marigold_jax
 from marigold_jax import predict
 from marigold_jax.data import geometry as geometries
 from marigold_jax.data import images
+from marigold_jax.data.colors import color
 from marigold_jax.data.images import canonical, read_image
-from marigold_jax.inference import outputs
+from marigold_jax.inference import journal
 from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.runtime import files as disk
@@ -99,7 +100,7 @@ def test_depth_of_a_folder(photos, network, capsys):
         with Image.open(folder / names[1].format(index)) as grey:
             np.testing.assert_array_equal(np.asarray(grey), (depth * np.float32(65535)).astype(np.uint16))
         with Image.open(folder / names[2].format(index)) as colored:
-            np.testing.assert_array_equal(np.asarray(colored), outputs.color(depth, "Spectral"))
+            np.testing.assert_array_equal(np.asarray(colored), color(depth, "Spectral"))
         assert record["input"] == str(photos / f"p{index}.png")
         assert record["outputs"] == [name.format(index) for name in names]
         assert record["size"] == list(expected.shape) and record["seconds"] > 0
@@ -280,7 +281,7 @@ def test_not_every_disk_is_endless(photos, network, capsys, monkeypatch):
         file.write(lines[:9])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(outputs, "append", full)
+    monkeypatch.setattr(journal, "append", full)
     capsys.readouterr()
     assert run(photos)[0] == 1
     assert capsys.readouterr().err == f"stopped: {folder / 'predictions.jsonl'}: No space left on device\n"

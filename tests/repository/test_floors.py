@@ -29,7 +29,6 @@ ALONE = {  # the only file of its folder that may import from there
     "training/validation.py": {"inference"},  # it judges what trains as users will run it
 }
 STILL_TO_GO = {
-    ("data/images.py", "inference"),
     ("inference/known_depth.py", "evaluation"),
     ("runs/run_folder.py", "training"),
     ("weights/lora.py", "training"),
