@@ -38,41 +38,21 @@ Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
-import errno
-import math
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from marigold_jax.data.colors import color_table
-from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
-from marigold_jax.data.images import count_pixels, in_network_range, read_image
+from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.inference.inputs import find_images, passed_over
-from marigold_jax.inference.journal import Journal, gather, sources
-from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
-from marigold_jax.inference.outputs import exist, missing, names, outputs, save_all, too_long
+from marigold_jax.inference.journal import Journal, gather
+from marigold_jax.inference.outputs import names
+from marigold_jax.inference.predict_files import Saving, Stop, in_words, predict_files
+from marigold_jax.inference.stream import Settings
 from marigold_jax.runtime import distributed, seeds, terminal
-from marigold_jax.runtime.budget import Budget
-from marigold_jax.runtime.files import printable
 from marigold_jax.weights.model_index import add_flags, given
 
-THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
-PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone
-WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
 RESAMPLE_METHODS = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OUT_OF_MEMORY = "out of device memory: lower --processing_res or --batch_size, or use --dtype bfloat16"
-
-
-class Stop(Exception):
-    """Ends the program with one line for the user."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -169,12 +149,6 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
 def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, count: int = 1) -> str:
     """The run of process `index` of `count`; returns how many programs were compiled, in words."""
     paths, problems = find_images(arguments.input, arguments.recursive)
@@ -188,7 +162,6 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
 
     # JAX starts here, so that --help and a mistyped flag or path need not wait for it.
     from marigold_jax import Marigold
-    from marigold_jax.inference.pipeline import default_batch_size
     from marigold_jax.runtime import compilation_cache
 
     compilation_cache.enable_cache()
@@ -199,141 +172,26 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None
-    if arguments.align_to and pipe.modality.name != "depth":
-        raise Stop(f"--align_to: {arguments.checkpoint} estimates {pipe.modality.name}, and only depth has metres")
+    if arguments.align_to and not pipe.modality.has_metres:
+        raise Stop(f"--align_to: {arguments.checkpoint} estimates {pipe.modality.name}, which have no metres")
     resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
-    bucket = arguments.bucket or default_bucket(resolution)
-    batch_size = arguments.batch_size or default_batch_size()
-    images_per_call = max(1, batch_size // arguments.ensemble_size)
-
-    # -------------------------------------------------------------------------------------------- what is to be done
-    folder, method = arguments.output_dir, arguments.resample_method
-    more = {"uncertainty": arguments.uncertainty, "metres": arguments.align_to}
-    wanted = outputs(pipe.modality.name, arguments.color_map, *(name for name, given in more.items() if given))
-    journal.start(total=len(paths[index::count]))
-    todo, taken, done = [], {}, []
-    made = sources(folder) if arguments.skip_existing else {}
-    name_of = dict(zip(paths, names(paths, map(Path, arguments.input) if arguments.recursive else ()), strict=True))
-    for position, path in enumerate(paths):
-        first = taken.setdefault(name_of[path], path)
-        if position % count != index:
-            continue  # another process's
-        if first is not path:  # one path for two pictures, by links
-            journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
-        elif problem := too_long(wanted, name_of[path]):
-            journal.failed(path, problem)
-        elif arguments.skip_existing and exist(wanted, folder, name_of[path], path, made):
-            journal.skipped()
-        else:
-            todo.append(path)
-    reading, writing_out = Budget(PIXELS_AT_ONCE), Budget(PIXELS_AT_ONCE)
-
-    # ----------------------------------------------------------------------------- three stages: read, infer, write
-    def read(path: Path) -> Photograph | None:
-        started = time.perf_counter()
-        try:
-            with reading.holding(count_pixels(path)):
-                image = read_image(path)
-                geometry = fit(image.shape[:2], resolution, bucket)
-                return Photograph(path, geometry, to_canvas(image, geometry, method, in_network_range), started)
-        except ValueError as error:
-            journal.failed(path, error)
-            return None
-
-    def infer(batch: list[Photograph], places: int) -> Future:
-        full = batch + batch[-1:] * (places - len(batch))
-        try:
-            raw = pipe.run(
-                np.stack([photograph.canvas for photograph in full]),
-                np.array([photograph.geometry.resized for photograph in full], np.int32),
-                num_inference_steps=arguments.denoise_steps,
-                ensemble_size=arguments.ensemble_size,
-                batch_size=batch_size,
-                seed=arguments.seed,
-                output_uncertainty=arguments.uncertainty,
-            )
-        except RuntimeError as error:  # the program does not fit the device
-            (failed := Future()).set_exception(error)
-            return failed
-        except ValueError as error:  # what an environment variable asks of the network cannot be had
-            raise Stop(error) from None
-        maps = {"prediction": raw.prediction, "uncertainty": raw.uncertainty}
-        return writers.submit(lambda: {name: np.asarray(values) for name, values in maps.items() if values is not None})
-
-    def write(photograph: Photograph, fetched: Future, index: int) -> None:
-        path, geometry, fit = photograph.path, photograph.geometry, {}
-        try:
-            on_canvas = fetched.result()
-            with writing_out.holding(math.prod(geometry.original)):
-                maps = {
-                    name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
-                    for name, values in on_canvas.items()
-                }
-                maps["prediction"] = pipe.modality.finish(maps["prediction"])
-                size = maps["prediction"].shape[:2]
-                if arguments.align_to:
-                    reference = read_reference(arguments.align_to, name_of[path], geometry.original, journal.say)
-                    maps["metres"], fit = to_metres(maps["prediction"], *reference)
-                    if remark := doubt(fit):
-                        journal.say(f"{printable(path)}: {remark}")
-                files = save_all(wanted, maps, arguments.color_map, folder, name_of[path])
-                del maps
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise Stop(f"{folder}: {error.strerror}") from None
-            journal.failed(path, error)
-        except (ValueError, RuntimeError) as error:
-            journal.failed(path, OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else error)
-        else:
-            done.append(path)
-            journal.written(path, files, size, time.perf_counter() - photograph.started, **fit)
-
-    def look_again() -> None:
-        """The folder may have been moved or emptied meanwhile: what is not there any more was not written."""
-
-        def files(path: Path) -> list[str]:
-            return [output.name.format(stem=name_of[path]) for output in wanted]
-
-        gone = missing(folder, (file for path in done for file in files(path)))
-        lost = [path for path in done if gone.intersection(files(path))] if gone else []
-        for path in lost:
-            journal.lost(path)
-        if lost:
-            journal.say(
-                f"{folder}: {len(lost)} of {len(done)} pictures that were written are gone: somebody moved or removed "
-                "them meanwhile; --skip_existing makes them again"
-            )
-
-    try:
-        with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
-            writing = deque()
-            try:
-                photographs = filter(None, read_ahead(readers, read, todo, limit=2 * THREADS))
-                for batch, places in batches_by_canvas(photographs, images_per_call, WAITING_BYTES):
-                    fetched = infer(batch, places)
-                    writing += [writers.submit(write, photograph, fetched, i) for i, photograph in enumerate(batch)]
-                    while len(writing) > max(images_per_call, THREADS):
-                        writing.popleft().result()
-                while writing:
-                    writing.popleft().result()
-            except BaseException:  # a full disk, or Ctrl-C: what has begun is finished, what has not is dropped
-                readers.shutdown(wait=False, cancel_futures=True)
-                writers.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        look_again()
+    settings = Settings(
+        num_inference_steps=arguments.denoise_steps,
+        ensemble_size=arguments.ensemble_size,
+        processing_resolution=resolution,
+        bucket=arguments.bucket or default_bucket(resolution),
+        batch_size=arguments.batch_size or None,
+        seed=arguments.seed,
+        resample_method_input=arguments.resample_method,
+        resample_method_output=arguments.resample_method,
+        match_input_resolution=not arguments.output_processing_res,
+        output_uncertainty=arguments.uncertainty,
+    )
+    saving = Saving(arguments.output_dir, arguments.color_map, arguments.align_to, arguments.skip_existing)
+    stems = names(paths, map(Path, arguments.input) if arguments.recursive else ())
+    predict_files(pipe, dict(zip(paths, stems, strict=True)), settings, saving, journal, share=(index, count))
     compiled, cached = compilation_cache.counts()
     return f"; {compiled} program{'s' * (compiled != 1)} compiled, {cached} taken from the cache"
-
-
-def read_ahead(pool: Executor, read: Callable, paths: Iterable[Path], limit: int) -> Iterator:
-    """`map(read, paths)`, in order, with at most `limit` pictures read in `pool` before they are asked for."""
-    paths = iter(paths)
-    pending = deque(pool.submit(read, path) for path in islice(paths, limit))
-    while pending:
-        result = pending.popleft().result()
-        pending.extend(pool.submit(read, path) for path in islice(paths, 1))
-        yield result
 
 
 if __name__ == "__main__":

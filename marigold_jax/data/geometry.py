@@ -14,10 +14,9 @@ A third one is there to repeat the papers' numbers, "official": what Marigold's 
 vectors again. ETH3D's 4032x6048 at resolution 756 is resized to 504x756 and predicted at 504x752.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -118,11 +117,12 @@ def official_fit(original: tuple[int, int], processing_resolution: int) -> Geome
 
 
 def official_canvas(
-    image: Float32[np.ndarray, "h w 3"], geometry: Geometry, method: str
+    image: Shaped[np.ndarray, "h w 3"], geometry: Geometry, method: str, convert: Callable | None = None
 ) -> Float32[np.ndarray, "height width 3"]:
     """An image in [-1, 1], rounded to 8 bits, resized, and rounded to 8 bits again; in [-1, 1]."""
     if method != "bilinear":
         raise ValueError(f'resize="official" is bilinear, as in the papers; got {method!r}')
+    image = convert(image) if convert else image
     pixels = resize_8_bits(np.rint((image + 1) * np.float32(127.5)), geometry.canvas)
     return pixels / np.float32(255) * 2 - 1
 
@@ -151,39 +151,6 @@ RESIZES = {
     "diffusers": Resize(partial(fit, bucket=PATCH), to_canvas, from_canvas, restore=True),
     "official": Resize(official_fit, official_canvas, official_prediction, restore=False),
 }
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A picture that is ready for the network: values in [-1, 1]; `started` is when reading it began."""
-
-    path: Path
-    geometry: Geometry
-    canvas: np.ndarray
-    started: float = 0.0
-
-
-def batches_by_canvas(
-    photographs: Iterable[Photograph], size: int, waiting_bytes: int
-) -> Iterator[tuple[list[Photograph], int]]:
-    """Groups photographs of equal canvas size, and yields (batch, places) as soon as `size` of them are together.
-
-    `places` >= len(batch) is how many pictures the program should be compiled for: `size` wherever that may be filled
-    later, so that there is one program for each canvas. When the photographs that wait for company exceed
-    `waiting_bytes`, the batch that began first goes incomplete: memory is bounded however the sizes are mixed.
-    """
-    waiting, compiled = {}, set()
-    for photograph in photographs:
-        batch = waiting.setdefault(photograph.geometry.canvas, [])
-        batch.append(photograph)
-        ripe = [photograph.geometry.canvas] if len(batch) == size else []
-        if sum(each.canvas.nbytes for batch in waiting.values() for each in batch) > waiting_bytes:
-            ripe = ripe or [next(iter(waiting))]
-        for canvas in ripe:
-            compiled.add(canvas)
-            yield waiting.pop(canvas), size
-    for canvas, batch in waiting.items():
-        yield batch, size if canvas in compiled else len(batch)
 
 
 def _each(rule, size: tuple[int, int]) -> tuple[int, int]:

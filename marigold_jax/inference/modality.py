@@ -41,6 +41,7 @@ class Modality:
     from_pixels: Callable[[Array, Traits], Array]
     alone: Callable[[Array, Array, Traits], Array]
     merge: Callable[..., tuple[Array, Array]]
+    has_metres: bool
     finish: Callable[[np.ndarray], np.ndarray]
     clip: Callable[[np.ndarray], np.ndarray]
 
@@ -99,6 +100,7 @@ MODALITIES = {
         _depth_from_pixels,
         _alone_depth,
         _merge_depth,
+        True,
         lambda depth: np.clip(depth, 0, 1),  # bicubic resizing overshoots
         lambda depth: np.clip(depth, 0, 1),
     ),
@@ -109,6 +111,7 @@ MODALITIES = {
         _normals_from_pixels,
         lambda normals, mask, traits: normals,
         _merge_normals,
+        False,
         _unit_length,
         lambda normals: np.clip(normals, -1, 1),
     ),

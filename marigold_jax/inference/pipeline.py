@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from marigold_jax.data.geometry import RESIZES, fit
-from marigold_jax.data.images import canonical
+from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
+from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
 from marigold_jax.inference.program import Program, denoise
@@ -54,8 +54,22 @@ class MarigoldOutput:
     latent: np.ndarray | list[np.ndarray] | None
 
 
+class Prepared(NamedTuple):
+    """A picture as the network sees it.
+
+    Attributes:
+        canvas: pixels in [-1, 1].
+        geometry: the sizes of the picture and of the canvas.
+        resizing: how it was resized, and how its prediction is resized back.
+    """
+
+    canvas: Float32[np.ndarray, "height width 3"]
+    geometry: Geometry
+    resizing: Resize
+
+
 class CanvasOutput(NamedTuple):
-    """Predictions on the canvas that the network saw, still on the device and perhaps still being computed."""
+    """Predictions at the size of the canvas, still on the device and perhaps still being computed."""
 
     prediction: Float[Array, "n h w c"]
     uncertainty: Float[Array, "n h w 1"] | None
@@ -202,31 +216,24 @@ class Marigold:
         Raises:
             ValueError: an argument or an image that cannot be used.
         """
-        pictures = [canonical(image) for image in _as_list(images)]
-        if not pictures:
-            raise ValueError("images: an empty list, wanted at least one image")
         if ensemble_size < 1:
             raise ValueError(f"ensemble_size {ensemble_size}: wanted at least 1")
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("output_uncertainty=True needs ensemble_size > 1")
-        if bucket % self.downsampling:
-            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
-        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
-        if resize not in RESIZES or (bucket != 8 and resize != "diffusers"):
-            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
-        rule = RESIZES[resize]
-        geometries = [
-            fit(picture.shape[:2], resolution, bucket) if bucket != 8 else rule.fit(picture.shape[:2], resolution)
-            for picture in pictures
+        pictures = [
+            self.prepare(image, processing_resolution, resample_method_input, bucket, resize)
+            for image in _as_list(images)
         ]
+        if not pictures:
+            raise ValueError("images: an empty list, wanted at least one image")
         batch_size = batch_size or default_batch_size()
         together = max(1, batch_size // ensemble_size)
 
         runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
-        for indices in _groups([geometry.canvas for geometry in geometries], together):
+        for indices in _groups([picture.geometry.canvas for picture in pictures], together):
             raw = self.run(
-                np.stack([rule.to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
-                np.asarray([geometries[i].resized for i in indices]),
+                np.stack([pictures[i].canvas for i in indices]),
+                np.asarray([pictures[i].geometry.resized for i in indices]),
                 num_inference_steps,
                 ensemble_size,
                 batch_size=batch_size,
@@ -238,15 +245,18 @@ class Marigold:
             runs |= {index: (raw, place) for place, index in enumerate(indices)}
 
         predictions, uncertainties, all_latents = [], [], []
-        for i, geometry in enumerate(geometries):
+        for i, picture in enumerate(pictures):
             raw, place = runs[i]
-            to_image = functools.partial(
-                rule.from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+            prediction, uncertainty = self.finish(
+                picture,
+                np.asarray(raw.prediction[place]),
+                np.asarray(raw.uncertainty[place]) if output_uncertainty else None,
+                match_input_resolution,
+                resample_method_output,
             )
-            prediction = to_image(np.asarray(raw.prediction[place]))
-            predictions.append(self.modality.finish(prediction) if rule.restore else self.modality.clip(prediction))
-            if output_uncertainty:
-                uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
+            predictions.append(prediction)
+            if uncertainty is not None:
+                uncertainties.append(uncertainty)
             if output_latent:
                 all_latents.append(np.asarray(raw.latent[place * ensemble_size : (place + 1) * ensemble_size]))
         return MarigoldOutput(
@@ -254,6 +264,62 @@ class Marigold:
             _together(uncertainties, np.stack),
             _together(all_latents, np.concatenate),
         )
+
+    def prepare(
+        self,
+        image: Any,
+        processing_resolution: int | None = None,
+        resample_method: str = "bilinear",
+        bucket: int = 8,
+        resize: str = "diffusers",
+    ) -> Prepared:
+        """Resizes and pads one picture for `run`. Runs on the host; threads may call it.
+
+        Args:
+            image: as in `__call__`, which explains the other arguments too. Integers are converted to floats a few
+                rows at a time, so that a large photograph takes little more memory than its pixels.
+
+        Raises:
+            ValueError: an argument or an image that cannot be used.
+        """
+        if bucket % self.downsampling:
+            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
+        if resize not in RESIZES or (bucket != PATCH and resize != "diffusers"):
+            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
+        resizing = RESIZES[resize]
+        if bucket != PATCH:
+            resizing = dataclasses.replace(resizing, fit=functools.partial(fit, bucket=bucket))
+        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
+        pixels = pixels_of(image)
+        geometry = resizing.fit(pixels.shape[:2], resolution)
+        return Prepared(resizing.to_canvas(pixels, geometry, resample_method, in_network_range), geometry, resizing)
+
+    def finish(
+        self,
+        prepared: Prepared,
+        prediction: Float32[np.ndarray, "height width c"],
+        uncertainty: Float32[np.ndarray, "height width 1"] | None = None,
+        match_input_resolution: bool = True,
+        resample_method: str = "bilinear",
+    ) -> tuple[Float32[np.ndarray, "h w c"], Float32[np.ndarray, "h w 1"] | None]:
+        """Brings what `run` returned for one picture back to the picture. Runs on the host; threads may call it.
+
+        Args:
+            prepared: the picture, from `prepare`.
+            prediction: its prediction at the size of the canvas.
+            uncertainty: likewise, or None.
+            match_input_resolution: resize to the picture's own size; otherwise only the padding is cropped.
+            resample_method: how.
+
+        Returns:
+            The prediction, in the range that `MarigoldOutput` promises, and the uncertainty.
+        """
+
+        def resized(values: np.ndarray) -> np.ndarray:
+            return prepared.resizing.from_canvas(values, prepared.geometry, match_input_resolution, resample_method)
+
+        restore = self.modality.finish if prepared.resizing.restore else self.modality.clip
+        return restore(resized(prediction)), None if uncertainty is None else resized(uncertainty)
 
     def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
         """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""

@@ -30,7 +30,7 @@ from marigold_jax.data import geometry as geometries
 from marigold_jax.data import images
 from marigold_jax.data.colors import color
 from marigold_jax.data.images import canonical, read_image
-from marigold_jax.inference import journal
+from marigold_jax.inference import journal, predict_files, stream
 from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.runtime import files as disk
@@ -229,7 +229,7 @@ def test_one_batch_shape_for_each_canvas(photos, network):
 
 
 def test_waiting_pictures_are_bounded(photos, network, monkeypatch):
-    monkeypatch.setattr(predict, "WAITING_BYTES", 1)
+    monkeypatch.setattr(stream, "WAITING_BYTES", 1)
     for index in range(5):
         picture(photos / f"p{index}.png", 20, 30, seed=index)
     status, _ = run(photos, "--batch_size", 4)
@@ -578,7 +578,7 @@ def test_out_of_device_memory(photos, network, capsys):
     network.error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.\nmore"), 2
     status, folder = run(photos, "--batch_size", 1)
     assert status == 1
-    assert capsys.readouterr().err == f"{photos / 'p1.png'}: {predict.OUT_OF_MEMORY}\n"
+    assert capsys.readouterr().err == f"{photos / 'p1.png'}: {predict_files.OUT_OF_MEMORY}\n"
     assert (folder / "depth_npy/p0_depth.npy").exists()
 
 
