@@ -53,7 +53,7 @@ ROWS = (
 def load(name: str, spacing: str | None) -> Marigold:
     loaded = checkpoint.load(locate(name))
     spaced = {} if spacing is None else {"timestep_spacing": spacing}
-    return Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, **spaced}))
+    return Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace(spaced)))
 
 
 def main() -> None:

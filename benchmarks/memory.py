@@ -36,6 +36,7 @@ from marigold_jax.runtime import sharding
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.objectives.contract import REMAT
 from marigold_jax.weights.model import Checkpoint, shapes_of
+from marigold_jax.weights.model_index import ModelIndex
 
 GB = 1e9
 PARTS = ("encode", "unet", "decode", "prediction")
@@ -79,7 +80,7 @@ def measure(function: Callable, arguments: tuple[Any, ...], layout: sharding.Lay
 
 def prediction(arguments: argparse.Namespace) -> None:
     layout = sharding.Layout(sharding.make_mesh(1, slices.devices(arguments.target)[:1]))
-    base = dataclasses.replace(shapes_of(None), description={"prediction_type": "depth"})
+    base = dataclasses.replace(shapes_of(None), index=ModelIndex({"prediction_type": "depth"}))
     print(f"compiled for {arguments.target}; GB (1e9 bytes); strips where they are chosen by size")
     print(f"{'':24} {'arguments':>9} {'temporaries':>11} {'sum':>6} {'compiling':>10}")
     for resolution in arguments.resolutions:

@@ -110,7 +110,7 @@ def torch_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> S
         net.enable_gradient_checkpointing()
     encoder = encoder.to(device, memory_format=torch.channels_last).requires_grad_(False)
     optimiser = torch.optim.Adam(net.parameters(), RATE, fused=True)
-    schedule = diffusers.DDIMScheduler.from_config(SCHEDULER)
+    schedule = diffusers.DDIMScheduler.from_config(SCHEDULER.values)
     forward = torch.compile(net) if arguments.compile else net
     tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
     half = torch.autocast(device, torch.bfloat16, enabled=arguments.dtype == "bfloat16")

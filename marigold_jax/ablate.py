@@ -116,7 +116,7 @@ def steps(arguments: argparse.Namespace, split: PreparedSplit, overrides: list[s
 
     loaded = model.load(locate(arguments.checkpoint))
     for spacing in SPACINGS:
-        pipe = Marigold(dataclasses.replace(loaded, scheduler={**loaded.scheduler, "timestep_spacing": spacing}))
+        pipe = Marigold(dataclasses.replace(loaded, scheduler=loaded.scheduler.replace({"timestep_spacing": spacing})))
         for count in STEPS:
             predict = predictor(pipe, arguments, num_inference_steps=count)
             yield Point(spacing, count, lambda image, predict=predict: predict(split[image]["rgb"]))

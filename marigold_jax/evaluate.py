@@ -73,10 +73,11 @@ from marigold_jax.evaluation.scoring import (
     table,
     truth_of,
 )
+from marigold_jax.inference.options import add_flags, given
 from marigold_jax.inference.outputs import OUTPUTS
 from marigold_jax.runtime import distributed, seeds, terminal
 from marigold_jax.runtime.files import below, printable, read_json, write, write_json
-from marigold_jax.weights.model_index import OPTIONS, add_flags, given
+from marigold_jax.weights.model_index import OPTIONS
 
 SETTINGS = ("checkpoint", "split", "denoise_steps", "ensemble_size", "processing_res", "resize", "seed", "dtype")
 SETTINGS += tuple(OPTIONS)

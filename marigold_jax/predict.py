@@ -46,11 +46,11 @@ from marigold_jax.data.colors import color_table
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.inference.inputs import find_images, passed_over
 from marigold_jax.inference.journal import Journal, gather
+from marigold_jax.inference.options import add_flags, given
 from marigold_jax.inference.outputs import names
 from marigold_jax.inference.predict_files import Saving, Stop, in_words, predict_files
 from marigold_jax.inference.stream import Settings
 from marigold_jax.runtime import distributed, seeds, terminal
-from marigold_jax.weights.model_index import add_flags, given
 
 RESAMPLE_METHODS = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
 

@@ -4,15 +4,15 @@ Every DDIM (η = 0, arXiv 2010.02502) and every LCM (arXiv 2310.04378) step is `
 only the three numbers depend on the step. A sampler is therefore four columns, one row per step, and one function.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int, Int32
 
-from marigold_jax.diffusion.schedule import NoiseSchedule, read_scheduler_config
+from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 
 
 class SamplerTable(NamedTuple):
@@ -66,19 +66,19 @@ _SPACINGS = {
 }
 
 
-def _ddim_timesteps(options: Mapping[str, Any], num_steps: int) -> Int[np.ndarray, " n"]:
-    spacing, total = options["timestep_spacing"], options["num_train_timesteps"]
+def _ddim_timesteps(config: SchedulerConfig, num_steps: int) -> Int[np.ndarray, " n"]:
+    spacing, total = config.timestep_spacing, config.num_train_timesteps
     if spacing not in _SPACINGS:
         raise ValueError(
             f"scheduler config: timestep_spacing is {spacing!r}, expected one of {sorted(_SPACINGS)}; "
             "use trailing for few steps"
         )
-    return _SPACINGS[spacing](total, num_steps, options["steps_offset"]).astype(np.int64)
+    return _SPACINGS[spacing](total, num_steps, config.steps_offset).astype(np.int64)
 
 
-def _lcm_timesteps(options: Mapping[str, Any], num_steps: int) -> Int[np.ndarray, " n"]:
+def _lcm_timesteps(config: SchedulerConfig, num_steps: int) -> Int[np.ndarray, " n"]:
     """Picks evenly from the grid on which the model was distilled; spacing and offset of the config play no part."""
-    grid_size, total = options["original_inference_steps"], options["num_train_timesteps"]
+    grid_size, total = config.original_inference_steps, config.num_train_timesteps
     if not num_steps <= grid_size <= total:
         raise ValueError(
             f"LCM: expected num_steps <= original_inference_steps <= num_train_timesteps, got {num_steps}, {grid_size} "
@@ -89,12 +89,12 @@ def _lcm_timesteps(options: Mapping[str, Any], num_steps: int) -> Int[np.ndarray
 
 
 def _ddim_weights(
-    options: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
+    config: SchedulerConfig, schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
 ) -> Float64[np.ndarray, "3 n"]:
     # The stride counts trained timesteps, whatever the spacing: where it does not divide evenly, a step does not land
     # exactly on the next row's timestep.
     previous = timesteps - schedule.num_train_timesteps // len(timesteps)
-    final = 1.0 if options["set_alpha_to_one"] else schedule.alphas_cumprod[0]
+    final = 1.0 if config.set_alpha_to_one else schedule.alphas_cumprod[0]
     alphas_previous = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], final)
     if final_x0:
         alphas_previous[-1] = 1.0
@@ -104,9 +104,9 @@ def _ddim_weights(
 
 
 def _lcm_weights(
-    options: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
+    config: SchedulerConfig, schedule: NoiseSchedule, timesteps: Int[np.ndarray, " n"], final_x0: bool
 ) -> Float64[np.ndarray, "3 n"]:
-    c_skip, c_out = boundary_scalings(timesteps, options["timestep_scaling"])
+    c_skip, c_out = boundary_scalings(timesteps, config.timestep_scaling)
     x_weight, output_weight = c_out * schedule.inversion(timesteps)[0]
     # Each estimate is noised again to the next row's timestep, except the last, which is the answer.
     alphas_next = np.append(schedule.alphas_cumprod[timesteps[1:]], 1.0)
@@ -125,40 +125,40 @@ _SAMPLERS = {
 _UNSUPPORTED = {"clip_sample": [True], "thresholding": [True], "variance_type": ["learned", "learned_range"]}
 
 
-def sampler_table(config: Mapping[str, Any], num_steps: int, *, final_x0: bool = False) -> SamplerTable:
+def sampler_table(config: SchedulerConfig, num_steps: int, *, final_x0: bool = False) -> SamplerTable:
     """Builds the sampler that a diffusers scheduler_config.json describes, computed in float64.
 
     DDPM and PNDM configs are sampled with DDIM. Such a file names the scheduler that made images (Stable Diffusion) or
     added the noise in training (end-to-end fine-tuning), while models of this family are always run with DDIM.
 
     Args:
-        config: the parsed scheduler_config.json; its `_class_name` chooses the sampler.
+        config: its class name chooses the sampler.
         num_steps: the number of network evaluations, 1 .. num_train_timesteps (LCM: .. original_inference_steps).
         final_x0: ends DDIM in its estimate of x0 (arXiv 2409.11355). Otherwise `set_alpha_to_one=False`, which these
             configs have, leaves 3 % of the predicted noise in the result. LCM ends in its estimate either way.
 
     Raises:
-        ValueError: the config has an unknown class, key or value, or asks for what is not supported here; the number of
+        ValueError: the config has an unknown class or value, or asks for what is not supported here; the number of
             steps is out of range; or the network predicts the noise at a timestep that holds no signal.
     """
-    options = read_scheduler_config(config)
+    config.require_known_class()
     for key, refused in _UNSUPPORTED.items():
-        if options.get(key) in refused:
-            origin = "" if key in config else " (diffusers' default, as the file does not say)"
+        if (value := getattr(config, key)) in refused:
+            origin = "" if key in config.values else " (diffusers' default, as the file does not say)"
             raise ValueError(
-                f"scheduler config: {key}={options[key]!r}{origin} is not supported; "
+                f"scheduler config: {key}={value!r}{origin} is not supported; "
                 f"expected any value but {refused}: latent diffusion neither clips nor predicts variances"
             )
     schedule = NoiseSchedule.from_config(config)
     total = schedule.num_train_timesteps
     if not 1 <= num_steps <= total:
         raise ValueError(f"expected 1 <= num_steps <= {total} (num_train_timesteps), got {num_steps}")
-    timesteps_of, weights_of = _SAMPLERS[options["_class_name"]]
-    timesteps = timesteps_of(options, num_steps)
+    timesteps_of, weights_of = _SAMPLERS[config.class_name]
+    timesteps = timesteps_of(config, num_steps)
     if timesteps[0] >= total:
         raise ValueError(
-            f"scheduler config: steps_offset={options['steps_offset']} puts the first of {num_steps} steps at timestep "
+            f"scheduler config: steps_offset={config.steps_offset} puts the first of {num_steps} steps at timestep "
             f"{timesteps[0]}, expected at most {total - 1}; take fewer steps"
         )
-    weights = weights_of(options, schedule, timesteps, final_x0)
+    weights = weights_of(config, schedule, timesteps, final_x0)
     return SamplerTable(timesteps.astype(np.int32), *weights.astype(np.float32))

@@ -10,72 +10,13 @@ agree to 1e-6 relative. With zero terminal SNR, ᾱ agrees to 1e-6 absolute; its
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int
 
-from marigold_jax.runtime.typed import Between, problems, shown
-
-# What diffusers assumes where a scheduler_config.json is silent.
-_DDIM_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "prediction_type": "epsilon",
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-    "timestep_spacing": "leading",
-    "rescale_betas_zero_snr": False,
-}
-_LCM_DEFAULTS = _DDIM_DEFAULTS | {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "original_inference_steps": 50,
-    "timestep_scaling": 10.0,
-}
-_DEFAULTS = {
-    "DDIMScheduler": _DDIM_DEFAULTS,
-    "DDPMScheduler": _DDIM_DEFAULTS,
-    "PNDMScheduler": _DDIM_DEFAULTS,
-    "LCMScheduler": _LCM_DEFAULTS,
-}
-_Beta = Annotated[float, Between(0, 1000)]
-_Steps = Annotated[int, Between(1, 10**5)]
-# The type and range of every key. A config keeps the keys of whichever scheduler first wrote it, so every class meets
-# the keys of the others.
-FIELDS = {
-    "num_train_timesteps": _Steps,
-    "beta_start": _Beta,
-    "beta_end": _Beta,
-    "beta_schedule": str,
-    "trained_betas": Annotated[tuple[_Beta, ...], Between(1, 10**5)] | None,
-    "clip_sample": bool,
-    "clip_sample_range": float,
-    "set_alpha_to_one": bool,
-    "steps_offset": Annotated[int, Between(0, 10**5)],
-    "prediction_type": str,
-    "thresholding": bool,
-    "dynamic_thresholding_ratio": float,
-    "sample_max_value": float,
-    "timestep_spacing": str,
-    "rescale_betas_zero_snr": bool,
-    "original_inference_steps": _Steps,
-    "timestep_scaling": Annotated[float, Between(1e-6, 1e6)],
-    "variance_type": str | None,
-    "skip_prk_steps": bool,
-}
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
+from marigold_jax.runtime.typed import shown
 
 _BETAS = {
     "linear": lambda start, end, count: np.linspace(start, end, count, dtype=np.float64),
@@ -90,44 +31,15 @@ _PREDICTIONS = {
 }
 
 
-def read_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of a diffusers scheduler_config.json, completed with diffusers' defaults.
-
-    A DDPM or PNDM config gets the defaults of `DDIMScheduler`, as `DDIMScheduler.from_config` would give it. Keys that
-    start with an underscore are bookkeeping and pass through unread, except `_class_name`.
-
-    Raises:
-        ValueError: the class is none of DDIM, DDPM, PNDM and LCM, a key belongs to none of the four, or a value is of
-            another type or out of range.
-    """
-    class_name = config.get("_class_name")
-    if not isinstance(class_name, str) or class_name not in _DEFAULTS:
-        raise ValueError(
-            f"scheduler config: _class_name is {shown(class_name)}, expected one of {sorted(_DEFAULTS)}; "
-            "save the scheduler as one of these"
-        )
-    unknown = unknown_keys(config)
-    if unknown:
-        raise ValueError(f"scheduler config: unknown keys {unknown}, expected among {sorted(FIELDS)}; remove them")
-    if wrong := problems(config, FIELDS):
-        raise ValueError(f"scheduler config: {'; '.join(wrong)}")
-    return {**_DEFAULTS[class_name], **config}
-
-
-def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys that belong to none of the four schedulers, in order."""
-    return sorted(key for key in config if key not in FIELDS and not key.startswith("_"))
-
-
-def _alphas_cumprod(options: Mapping[str, Any]) -> Float64[np.ndarray, " timesteps"]:
-    count = options["num_train_timesteps"]
-    if options["trained_betas"] is not None:
-        betas = np.asarray(options["trained_betas"], np.float64)
-    elif options["beta_schedule"] in _BETAS:
-        betas = _BETAS[options["beta_schedule"]](options["beta_start"], options["beta_end"], count)
+def _alphas_cumprod(config: SchedulerConfig) -> Float64[np.ndarray, " timesteps"]:
+    count = config.num_train_timesteps
+    if config.trained_betas is not None:
+        betas = np.asarray(config.trained_betas, np.float64)
+    elif config.beta_schedule in _BETAS:
+        betas = _BETAS[config.beta_schedule](config.beta_start, config.beta_end, count)
     else:
         raise ValueError(
-            f"scheduler config: beta_schedule is {shown(options['beta_schedule'])}, expected one of {sorted(_BETAS)}; "
+            f"scheduler config: beta_schedule is {shown(config.beta_schedule)}, expected one of {sorted(_BETAS)}; "
             "other schedules can be given as trained_betas"
         )
     if count < 2 or betas.shape != (count,) or not np.all((betas > 0) & (betas <= 1)):
@@ -136,7 +48,7 @@ def _alphas_cumprod(options: Mapping[str, Any]) -> Float64[np.ndarray, " timeste
             f"got shape {betas.shape}; check num_train_timesteps, beta_start, beta_end and trained_betas"
         )
     alphas_cumprod = np.cumprod(1 - betas)
-    if options["rescale_betas_zero_snr"]:
+    if config.rescale_betas_zero_snr:
         # Algorithm 1 of arXiv 2305.08891: √ᾱ is shifted so that it ends at 0, then stretched to keep its beginning.
         signal = np.sqrt(alphas_cumprod)
         if signal[0] == signal[-1]:
@@ -174,20 +86,20 @@ class NoiseSchedule:
     prediction_type: str
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+    def from_config(cls, config: SchedulerConfig) -> "NoiseSchedule":
         """Builds the schedule that a diffusers scheduler_config.json describes.
 
         Raises:
-            ValueError: the class, a key, the beta schedule or the prediction type is not supported, or the betas do not
-                make a schedule.
+            ValueError: the class, the beta schedule or the prediction type is not supported, or the betas do not make
+                a schedule.
         """
-        options = read_scheduler_config(config)
-        if options["prediction_type"] not in _PREDICTIONS:
+        config.require_known_class()
+        if config.prediction_type not in _PREDICTIONS:
             raise ValueError(
-                f"scheduler config: prediction_type is {shown(options['prediction_type'])}, expected one of "
+                f"scheduler config: prediction_type is {shown(config.prediction_type)}, expected one of "
                 f"{sorted(_PREDICTIONS)}; name what the network was trained to predict"
             )
-        return cls(_alphas_cumprod(options), options["prediction_type"])
+        return cls(_alphas_cumprod(config), config.prediction_type)
 
     def same_as(self, other: "NoiseSchedule") -> bool:
         """Whether a network learned on one may be asked on the other."""

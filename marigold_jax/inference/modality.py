@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float
 
 from marigold_jax.diffusion.gradients import length
 from marigold_jax.ensemble import ensemble_depth, ensemble_normals
+from marigold_jax.weights.model_index import ModelIndex
 
-Traits = Mapping[str, Any]  # the scalars of model_index.json
+Traits = Mapping[str, Any]  # fields of a model's index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Modality:
     Attributes:
         name: "depth" or "normals".
         channels: of the prediction.
-        traits: keys of `model_index.json` that matter, with the values taken where the file is silent.
+        traits: fields of `ModelIndex` that matter, with the values taken where the file does not say.
         from_pixels: decoded pixels (b, h, w, 3), nominally in [-1, 1], to predictions (b, h, w, channels).
         alone: predictions of no ensemble (b, h, w, channels) and the mask of pixels that count (b, h, w), to what is
             returned of them.
@@ -53,7 +54,7 @@ def _depth_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Float
 
 def _alone_depth(depth: Float[Array, "b h w 1"], mask: Bool[Array, "b h w"], traits: Traits) -> Float[Array, "b h w 1"]:
     """As it is; or, where the training left scale and shift free, from the nearest pixel at 0 to the farthest at 1."""
-    if not traits["_stretch"]:
+    if not traits["stretch"]:
         return depth
     near = jnp.min(depth, axis=(1, 2, 3), keepdims=True, where=mask[..., None], initial=1)
     far = jnp.max(depth, axis=(1, 2, 3), keepdims=True, where=mask[..., None], initial=0)
@@ -73,8 +74,8 @@ def _normals_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Flo
 
     A training that looked at directions alone is not clipped: clipping would turn what is longer.
     """
-    normals = pixels if traits["_stretch"] else jnp.clip(pixels, -1, 1)
-    if traits["_x_axis"] == "left":
+    normals = pixels if traits["stretch"] else jnp.clip(pixels, -1, 1)
+    if traits["x_axis"] == "left":
         normals = normals.at[..., 0].multiply(-1)
     if not traits["use_full_z_range"]:
         normals = normals * jnp.asarray([1, 1, 0.5]) + jnp.asarray([0, 0, 0.5])
@@ -96,7 +97,7 @@ MODALITIES = {
     "depth": Modality(
         "depth",
         1,
-        {"scale_invariant": True, "shift_invariant": True, "_stretch": False},
+        {"scale_invariant": True, "shift_invariant": True, "stretch": False},
         _depth_from_pixels,
         _alone_depth,
         _merge_depth,
@@ -107,7 +108,7 @@ MODALITIES = {
     "normals": Modality(
         "normals",
         3,
-        {"use_full_z_range": True, "_stretch": False, "_x_axis": "right"},
+        {"use_full_z_range": True, "stretch": False, "x_axis": "right"},
         _normals_from_pixels,
         lambda normals, mask, traits: normals,
         _merge_normals,
@@ -125,24 +126,24 @@ _BY_CLASS = {
 }
 
 
-def _named(description: Traits) -> str | None:
-    kind, class_name = description.get("prediction_type"), description.get("_class_name")
+def _named(index: ModelIndex) -> str | None:
+    kind, class_name = index.prediction_type, index.class_name
     return _BY_PREDICTION_TYPE.get(kind) if kind is not None else _BY_CLASS.get(class_name)
 
 
-def says_otherwise(description: Traits, modality: str | None) -> str | None:
+def says_otherwise(index: ModelIndex, modality: str | None) -> str | None:
     """The modality that a `model_index.json` names, where that is another than `modality`; else None."""
-    named = _named(description)
+    named = _named(index)
     return None if modality is None or named == modality else named
 
 
-def modality_of(description: Traits) -> Modality:
+def modality_of(index: ModelIndex) -> Modality:
     """The modality that a `model_index.json` describes, its traits filled in.
 
     Raises ValueError where it is neither depth nor normals, or does not say.
     """
-    kind, class_name = description.get("prediction_type"), description.get("_class_name")
-    name = _named(description)
+    kind, class_name = index.prediction_type, index.class_name
+    name = _named(index)
     if kind is None and name is None:
         raise ValueError(
             f"model_index.json: _class_name {class_name!r} does not tell depth from normals; say which with --modality "
@@ -153,5 +154,5 @@ def modality_of(description: Traits) -> Modality:
             f"model_index.json: prediction_type {kind!r}, _class_name {class_name!r}: neither depth nor normals"
         )
     modality = MODALITIES[name]
-    known = {key: description.get(key) for key in modality.traits if description.get(key) is not None}
+    known = {key: value for key in modality.traits if (value := getattr(index, key)) is not None}
     return dataclasses.replace(modality, traits={**modality.traits, **known})

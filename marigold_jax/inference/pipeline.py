@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int
 from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
 from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
 from marigold_jax.inference.program import Program, denoise
 from marigold_jax.runs.run_folder import locate
@@ -27,7 +28,7 @@ from marigold_jax.runtime import seeds
 from marigold_jax.runtime.files import printable
 from marigold_jax.weights import model as checkpoints
 from marigold_jax.weights.hub import resolve_vae
-from marigold_jax.weights.model_index import PUBLISHED, Description, complete, override
+from marigold_jax.weights.model_index import PUBLISHED, ModelIndex, complete, override
 
 logger = logging.getLogger(__name__)
 
@@ -85,41 +86,40 @@ class Marigold:
         if why := checkpoints.unsuitable(checkpoint):
             raise ValueError(why)
         try:
-            description = complete(checkpoint.description)
-            self.modality: Modality = modality_of(description)
+            index = complete(checkpoint.index)
+            self.modality: Modality = modality_of(index)
         except ValueError as error:
             raise ValueError(f"{checkpoint.folder}: {error}") from None
-        self.noise: str = description["_noise"]
-        self.final_x0: bool = description["_x0"]
-        self.scheduler = self._scheduler(checkpoint, description)
+        self.noise: str = index.noise
+        self.final_x0: bool = index.x0
+        self.scheduler = self._scheduler(checkpoint, index)
         self.downsampling: int = vae.config.downsampling
         self.latent_channels: int = latent
         self.structures = (unet.structure, vae.structure)
         self.dtype = unet.params["conv_in.kernel"].dtype
         context = jnp.asarray(checkpoint.empty_prompt[2], self.dtype)
         self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
-        spacing = self.scheduler.get("timestep_spacing", "leading")
-        by_sampler = DEFAULT_STEPS.get(self.scheduler.get("_class_name"), DEFAULT_STEPS.get(spacing))
-        self.default_denoising_steps: int = description.get("default_denoising_steps") or by_sampler
-        resolution = description.get("default_processing_resolution")
+        by_sampler = DEFAULT_STEPS.get(self.scheduler.class_name, DEFAULT_STEPS.get(self.scheduler.timestep_spacing))
+        self.default_denoising_steps: int = index.default_denoising_steps or by_sampler
+        resolution = index.default_processing_resolution
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
 
     @staticmethod
-    def _scheduler(checkpoint: checkpoints.Checkpoint, description: Description) -> Mapping[str, Any]:
+    def _scheduler(checkpoint: checkpoints.Checkpoint, index: ModelIndex) -> SchedulerConfig:
         """The checkpoint's own scheduler, which must be one that runs here; ValueError, which names the folder, if not.
 
         Authors of published end-to-end checkpoints force trailing timesteps on whatever their files say: with leading
         ones a single step would be asked for the cleanest timestep, and not for the noisiest.
         """
         scheduler = checkpoint.scheduler
-        if description.get("_class_name") in PUBLISHED and scheduler.get("timestep_spacing") != "trailing":
-            found = scheduler.get("timestep_spacing", "absent")
+        if index.class_name in PUBLISHED and scheduler.timestep_spacing != "trailing":
+            found = scheduler.values.get("timestep_spacing", "absent")
             logger.warning(
                 "%s: timestep_spacing is %s, taking trailing, as the authors of end-to-end checkpoints do",
                 checkpoint.folder,
                 found,
             )
-            scheduler = {**scheduler, "timestep_spacing": "trailing"}
+            scheduler = scheduler.replace({"timestep_spacing": "trailing"})
         try:
             sampler_table(scheduler, 1)
         except ValueError as error:
@@ -166,12 +166,12 @@ class Marigold:
         checkpoint = checkpoints.load(locate(name_or_path, revision), DTYPES[dtype])
         if vae is not None:
             checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
-        if (said := says_otherwise(checkpoint.description, modality)) is not None:
+        if (said := says_otherwise(checkpoint.index, modality)) is not None:
             folder = printable(checkpoint.folder)
             logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
         options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
-        description = override(checkpoint.description, str(name_or_path), **options)
-        return cls(dataclasses.replace(checkpoint, description=description))
+        index = override(checkpoint.index, str(name_or_path), **options)
+        return cls(dataclasses.replace(checkpoint, index=index))
 
     def __call__(
         self,

@@ -43,7 +43,7 @@ def describe(base: Checkpoint, name: str, frozen: tuple[str, ...], step: int | N
     repository, commit = commit_of(base.folder) or (None, None)
     parts = {f"{part}.config": _of_config(getattr(base, part)) for part in COMPONENTS}
     parts |= {part: _of_weights(getattr(base, part).params) for part in frozen}
-    parts |= {"empty_prompt": _of_prompt(base), "scheduler": _of_text(_said(base.scheduler))}
+    parts |= {"empty_prompt": _of_prompt(base), "scheduler": _of_text(_said(base.scheduler.values))}
     folder = None if name == SCRATCH else str(base.folder)
     where = {"checkpoint": name, "folder": folder, "repository": repository, "commit": commit, "step": step}
     return where | {"frozen": dict(sorted(parts.items()))}

@@ -43,6 +43,7 @@ from marigold_jax.weights import model as checkpoints
 from marigold_jax.weights.growth import widen
 from marigold_jax.weights.hub import local, resolve
 from marigold_jax.weights.model import Checkpoint
+from marigold_jax.weights.model_index import JSON_KEYS, ModelIndex, to_json
 from marigold_jax.weights.scratch import scratch
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,6 @@ FIXED = ("run.seed",)  # of these
 BASE = "model.checkpoint"  # which may have another name now
 NUMBER = re.compile("[0-9]{8,12}")  # the name of a checkpoint; whatever else lies beside it is somebody else's
 FORGOTTEN = 24 * 3600  # seconds after which what is half-written was left by a process that was killed
-STEP = "_exported_step"  # in the description of an export: the step that its weights are from
 KEPT = ("default_processing_resolution",)  # of the description of what a run starts from
 LONGEST_REASON = 120
 PIPELINES = {"depth": "MarigoldDepthPipeline", "normals": "MarigoldNormalsPipeline"}
@@ -101,10 +101,14 @@ def start_from(
     if vae_widths and checkpoint != SCRATCH:
         base = dataclasses.replace(base, vae=widen(base.vae, tuple(vae_widths), seed))
     traits = {"scale_invariant": True, "shift_invariant": True} if prediction == "depth" else {}
-    kept = {key: base.description[key] for key in KEPT if base.description.get(key) is not None}
+    kept = {key: base.index.values[key] for key in KEPT if base.index.values.get(key) is not None}
     index = {"_class_name": PIPELINES[prediction], "prediction_type": prediction, **traits, **kept}
     index |= description or {}
-    return dataclasses.replace(base, scheduler={**base.scheduler, **(scheduler or {})}, description=index)
+    return dataclasses.replace(
+        base,
+        scheduler=base.scheduler.replace(scheduler or {}, "config.model.scheduler"),
+        index=ModelIndex(index, "config.model.description"),
+    )
 
 
 def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None, **model: Any) -> Checkpoint:
@@ -116,7 +120,7 @@ def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None =
     row, base = _objective({"objective": objective}), start_from(**model)
     options = dict(objective)
     name = options.pop("name")
-    replaced = {**base.scheduler, **row.scheduler(**options), **(scheduler or {})}
+    replaced = base.scheduler.replace({**row.scheduler(**options), **(scheduler or {})}, "config.model.scheduler")
     if row.follows:
         teacher, student = map(NoiseSchedule.from_config, (base.scheduler, replaced))
         if not student.same_as(teacher):
@@ -124,8 +128,8 @@ def start_of(objective: Mapping[str, Any], scheduler: Mapping[str, Any] | None =
                 f"config.model.scheduler={dict(scheduler or {})}: with the objective {name} wanted the noise schedule "
                 f"that the teacher {model['checkpoint']} learned on; leave betas and prediction_type out"
             )
-    described = {**row.describe(**options), **base.description}
-    return dataclasses.replace(base, scheduler=replaced, description=described)
+    index = ModelIndex({**to_json(**row.describe(**options)), **base.index.values})
+    return dataclasses.replace(base, scheduler=replaced, index=index)
 
 
 def begin(workdir: Path, config: Mapping[str, Any]) -> Checkpoint:
@@ -161,7 +165,7 @@ def _base(config: Mapping[str, Any], then: Mapping[str, Any] | None) -> tuple[Ch
         return base, origin.describe(base, SCRATCH, tuple(name for name in keeps if name not in drawn))
     folder = locate(model["checkpoint"]) if then is None else _located_again(then)
     base = checkpoints.load(folder.resolve())
-    return base, origin.describe(base, model["checkpoint"], keeps, base.description.get(STEP))
+    return base, origin.describe(base, model["checkpoint"], keeps, base.index.exported_step)
 
 
 def _located_again(then: Mapping[str, Any]) -> Path:
@@ -458,8 +462,7 @@ def export(checkpoint: Checkpoint, step: int, workdir: Path) -> Path:
     fresh, old = (folder.with_name(f".{EXPORT}.{os.getpid()}.{which}") for which in ("new", "old"))
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
-    description = {**checkpoint.description, STEP: step}
-    checkpoints.save(dataclasses.replace(checkpoint, description=description), fresh)
+    checkpoints.save(dataclasses.replace(checkpoint, index=checkpoint.index.replace(exported_step=step)), fresh)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
     try:
@@ -539,7 +542,7 @@ def exported_step(workdir: Path) -> int | None:
     """The step whose weights are in `export/`; None where nothing is, or what is broken."""
     index = workdir / EXPORT / checkpoints.INDEX
     try:
-        return read_json(index).get(STEP) if index.is_file() else None
+        return read_json(index).get(JSON_KEYS["exported_step"]) if index.is_file() else None
     except ValueError:
         return None
 

@@ -4,9 +4,11 @@ JSON has no types of ours: a number may come as text, a flag as a number, a list
 computed with; everything else costs one line that names the key, what was wanted and what was found.
 """
 
+import dataclasses
+import functools
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 LONGEST_VALUE = 60  # characters of a value that a message shows
 MOST_NAMED = 5
@@ -42,6 +44,33 @@ def converted(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return float(value) if annotation is float else value
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, Any]:
+    """Returns the annotations of the dataclass fields that the constructor does not take: those that `fill` sets."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if not field.init}
+
+
+def fill(instance: Any, values: Mapping[str, Any], source: object, keys: Mapping[str, str]) -> None:
+    """Sets the fields of a frozen dataclass from the contents of a JSON object, in its `__post_init__`.
+
+    Args:
+        instance: the dataclass, with `init=False` fields. A field that `values` does not have keeps its default.
+        values: the JSON object.
+        source: the file or the setting that it came from; error messages start with it.
+        keys: field -> key of the JSON object, for the fields that have another name there.
+
+    Raises:
+        ValueError: one line that names every value of the wrong type or out of range.
+    """
+    fields = fields_of(type(instance))
+    if wrong := problems(values, {keys.get(name, name): annotation for name, annotation in fields.items()}):
+        raise ValueError(f"{source}: {'; '.join(wrong)}")
+    for name, annotation in fields.items():
+        if (key := keys.get(name, name)) in values:
+            object.__setattr__(instance, name, converted(values[key], annotation))
 
 
 def shown(value: Any) -> str:

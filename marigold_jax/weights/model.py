@@ -21,15 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marigold_jax.diffusion import schedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig, unknown_keys
 from marigold_jax.models import autoencoder_tiny, unet, vae
 from marigold_jax.models.config import config_from_dict, config_to_dict
 from marigold_jax.models.functional import Params, Structure, abstract
 from marigold_jax.runtime.cache import user_cache
 from marigold_jax.runtime.files import below, printable, read_json, regular, write_json
-from marigold_jax.runtime.typed import listed, problems, shown
-from marigold_jax.weights import empty_prompt, null_text_encoder
-from marigold_jax.weights import model_index as description
+from marigold_jax.runtime.typed import listed, shown
+from marigold_jax.weights import empty_prompt, model_index, null_text_encoder
 from marigold_jax.weights.component import (
     CONFIG,
     config_from_file,
@@ -38,6 +37,7 @@ from marigold_jax.weights.component import (
     save_component,
 )
 from marigold_jax.weights.empty_prompt import EmptyPrompt
+from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.other_families import family_of, looks_like_video
 from marigold_jax.weights.torch_files import require_finite
 
@@ -70,17 +70,19 @@ COMPONENTS = {
 }
 TEXT_COMPONENTS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 
-STABLE_DIFFUSION_2_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
+STABLE_DIFFUSION_2_SCHEDULER = SchedulerConfig(
+    {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
+)
 
 # What the bias of a widened conv_in is multiplied by. The kernel is divided by the number of its copies by both.
 INFLATION_BIAS = {"marigold": lambda copies: 1.0, "e2e_ft": lambda copies: 1 / copies}
@@ -99,15 +101,17 @@ class Component:
 class Checkpoint:
     """Everything that prediction and training start from.
 
-    `description`: the scalars of `model_index.json` (`_class_name`, `scale_invariant`, `default_denoising_steps`, ...);
-    `scheduler`: the contents of `scheduler_config.json`; `folder`: where it was read from.
+    Attributes:
+        scheduler: `scheduler_config.json`.
+        index: the scalars of `model_index.json`.
+        folder: where it was read from.
     """
 
     unet: Component
     vae: Component
     empty_prompt: EmptyPrompt
-    scheduler: Mapping[str, Any]
-    description: Mapping[str, Any]
+    scheduler: SchedulerConfig
+    index: ModelIndex
     folder: Path
 
 
@@ -184,7 +188,7 @@ def shapes_of(folder: Path | None) -> Checkpoint:
     Parameters are `jax.ShapeDtypeStruct`, float32, the UNet already widened to two latents; the empty prompt is zeros.
     Raises FileNotFoundError or ValueError that names the file.
     """
-    configs, scheduler, index = {"unet": unet.SD2, "vae": vae.SD2}, STABLE_DIFFUSION_2_SCHEDULER, {}
+    configs, scheduler, index = {"unet": unet.SD2, "vae": vae.SD2}, STABLE_DIFFUSION_2_SCHEDULER, ModelIndex({})
     if folder is not None:
         index, scheduler = _read_index(folder)
         for name in COMPONENTS:
@@ -201,34 +205,34 @@ def shapes_of(folder: Path | None) -> Checkpoint:
         **parts,
         empty_prompt={length: np.zeros((length, width), np.float32) for length in (2, 77)},
         scheduler=scheduler,
-        description=index,
+        index=index,
         folder=folder or Path("shapes"),
     )
 
 
-def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The description of a folder of diffusers' layout, and its scheduler. ValueError for another family's."""
+def _read_index(folder: Path) -> tuple[ModelIndex, SchedulerConfig]:
+    """The index of a folder of diffusers' layout, and its scheduler. ValueError for another family's."""
     index = read_json(folder / INDEX)
     file, unet_file = folder / "scheduler" / SCHEDULER, folder / "unet" / CONFIG
     scheduler, unet_config = (read_json(file) if file.exists() else {} for file in (file, unet_file))
     if family := family_of(folder, index, unet_config, scheduler):
         raise ValueError(f"{folder}: {family}")
-    return description.read(index, folder / INDEX), _scheduler(read_json(file), file)
+    return model_index.read(index, folder / INDEX), _scheduler(read_json(file), file)
 
 
-def _scheduler(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _scheduler(values: Mapping[str, Any], file: Path) -> SchedulerConfig:
     """The known keys of a scheduler's configuration, checked; a warning for those that are not known."""
-    if wrong := problems(values, schedule.FIELDS):
-        raise ValueError(f"{file}: {'; '.join(wrong)}")
-    if unknown := schedule.unknown_keys(values):
+    unknown = unknown_keys(values)
+    scheduler = SchedulerConfig({key: value for key, value in values.items() if key not in unknown}, file)
+    if unknown:
         logger.warning("%s: passing over what is not known here: %s", file, listed(unknown))
-    return {key: value for key, value in values.items() if key not in unknown}
+    return scheduler
 
 
 def _load_diffusers(folder: Path, dtype: Any) -> Checkpoint:
-    described, scheduler = _read_index(folder)
+    index, scheduler = _read_index(folder)
     parts = {name: load_part(name, folder / name, dtype) for name in COMPONENTS}
-    return Checkpoint(**parts, empty_prompt=_prompt(folder), scheduler=scheduler, description=described, folder=folder)
+    return Checkpoint(**parts, empty_prompt=_prompt(folder), scheduler=scheduler, index=index, folder=folder)
 
 
 def _prompt(folder: Path) -> EmptyPrompt:
@@ -296,7 +300,7 @@ def _load_native(folder: Path, dtype: Any, sharding: Sharding | None) -> Checkpo
         **{name: Component(configs[name], structures[name], params[name]) for name in COMPONENTS},
         empty_prompt=empty_prompt.load(folder / empty_prompt.FILE),
         scheduler=_scheduler(stored["scheduler"], file),
-        description=description.read(stored["description"], file),
+        index=model_index.read(stored["description"], file),
         folder=folder,
     )
 
@@ -378,15 +382,15 @@ def save(checkpoint: Checkpoint, folder: Path, layout: str = "diffusers", dtype:
 
 
 def _save_diffusers(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    index = dict(checkpoint.description)
+    index = dict(checkpoint.index.values)
     for name, kinds in COMPONENTS.items():
         part = getattr(checkpoint, name)
         class_name = class_name_of(name, part.config)
         save_component(folder / name, class_name, part.config, kinds[class_name].fixed, part.params, dtype)
         index[name] = ["diffusers", class_name]
-    index["scheduler"] = ["diffusers", checkpoint.scheduler.get("_class_name", "DDIMScheduler")]
+    index["scheduler"] = ["diffusers", checkpoint.scheduler.class_name or "DDIMScheduler"]
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / SCHEDULER, checkpoint.scheduler)
+    write_json(folder / "scheduler" / SCHEDULER, checkpoint.scheduler.values)
     # The text encoder goes along for diffusers' sake, byte for byte, where there is one; silence is easily made.
     for name in TEXT_COMPONENTS:
         if (checkpoint.folder / name).is_dir():
@@ -413,7 +417,7 @@ def _save_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
         name: {"_class_name": class_name_of(name, part.config)} | config_to_dict(part.config, {})
         for name, part in parts.items()
     }
-    stored |= {"scheduler": dict(checkpoint.scheduler), "description": dict(checkpoint.description)}
+    stored |= {"scheduler": dict(checkpoint.scheduler.values), "description": dict(checkpoint.index.values)}
     files = sorted(path for path in (folder / NATIVE_PARAMS).rglob("*") if path.is_file())
     stored[FILES] = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_json(folder / NATIVE, stored)

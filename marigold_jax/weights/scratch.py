@@ -22,6 +22,7 @@ import numpy as np
 from marigold_jax.models import unet, vae
 from marigold_jax.models.functional import Params, abstract, initialise
 from marigold_jax.weights.model import STABLE_DIFFUSION_2_SCHEDULER, Checkpoint, Component
+from marigold_jax.weights.model_index import ModelIndex
 
 COLORS = 3
 WIDTH = 8  # of the VAE: three colours, their negatives, two constants
@@ -29,7 +30,7 @@ CONSTANT = 32.0
 PROMPT_WIDTH = 16
 LAST_OF_BRANCH = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
 # Marigold's own (prs-eth/marigold-depth-v1-1): Stable Diffusion's schedule, rescaled to end in pure noise.
-SCHEDULER = {**STABLE_DIFFUSION_2_SCHEDULER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SCHEDULER = STABLE_DIFFUSION_2_SCHEDULER.replace({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
 
 def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: tuple[int, ...] = ()) -> Checkpoint:
@@ -68,7 +69,7 @@ def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: t
         vae=vae_component,
         empty_prompt={length: np.zeros((length, PROMPT_WIDTH), np.float32) for length in (2, 77)},
         scheduler=SCHEDULER,
-        description={"_class_name": "MarigoldDepthPipeline"},
+        index=ModelIndex({"_class_name": "MarigoldDepthPipeline"}),
         folder=Path("scratch"),
     )
 

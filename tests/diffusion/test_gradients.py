@@ -115,7 +115,7 @@ def test_predictions_have_gradients_everywhere(name):
     modality = MODALITIES[name]
 
     def summed(pixels, stretch):
-        traits = {**modality.traits, "_stretch": stretch}
+        traits = {**modality.traits, "stretch": stretch}
         maps = modality.from_pixels(pixels, traits)
         return jnp.sum(modality.alone(maps, jnp.ones(SHAPE, bool), traits) ** 2)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from marigold_jax.diffusion.samplers import sampler_table, step
+from marigold_jax.diffusion import samplers
+from marigold_jax.diffusion.samplers import step
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 
 MARIGOLD = {  # Marigold v1-0 as published; v1-1 adds trailing spacing and zero terminal SNR
     "_class_name": "DDIMScheduler",
@@ -29,6 +31,11 @@ SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 STEP_COUNTS = (1, 2, 3, 4, 6, 7, 10, 50)
 SHAPE = (1, 2, 3, 4)
+
+
+def sampler_table(config, num_steps, **options):
+    """The table of the contents of a scheduler_config.json."""
+    return samplers.sampler_table(SchedulerConfig(config), num_steps, **options)
 
 
 def random_outputs(num_steps):

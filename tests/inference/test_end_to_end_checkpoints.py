@@ -3,7 +3,6 @@
 The folder is laid out as the authors' are, and their way of running it is written out in PyTorch.
 """
 
-import dataclasses
 import json
 import shutil
 
@@ -20,7 +19,7 @@ from marigold_jax.inference.modality import MODALITIES, modality_of
 from marigold_jax.inference.program import STARTS
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.weights import model
-from marigold_jax.weights.model_index import OPTIONS, override
+from marigold_jax.weights.model_index import OPTIONS, ModelIndex, override
 
 TOLERANCE = 1e-4
 SIZE = (16, 24)  # multiples of 8: no padding, no resizing
@@ -162,7 +161,7 @@ def test_stretching_sees_the_picture_and_not_its_padding():
     depth[1, :4, :5] = 0.5  # nothing to stretch
     mask = np.zeros((2, 5, 6), bool)
     mask[:, :4, :5] = True
-    found = np.asarray(MODALITIES["depth"].alone(jax.numpy.asarray(depth), jax.numpy.asarray(mask), {"_stretch": True}))
+    found = np.asarray(MODALITIES["depth"].alone(jax.numpy.asarray(depth), jax.numpy.asarray(mask), {"stretch": True}))
     inside = depth[0, :4, :5]
     wanted = (inside - inside.min()) / (inside.max() - inside.min())
     np.testing.assert_allclose(found[0, :4, :5], wanted, atol=1e-6)
@@ -191,17 +190,17 @@ def test_a_modality_that_the_checkpoint_denies_is_told(tmp_path, caplog):
     ],
 )
 def test_a_flag_or_the_name_tells_depth_from_normals(name, options, modality):
-    assert modality_of(override(INDEX, name, **options) | {"_stretch": True}).name == modality
+    assert modality_of(override(ModelIndex(INDEX | {"_stretch": True}), name, **options)).name == modality
 
 
 @pytest.mark.parametrize("name", ["mine", "normals/mine", "depth-and-normals"])
 def test_a_name_that_does_not_tell_is_asked_about(name):
     with pytest.raises(ValueError, match="does not tell depth from normals; say which with --modality"):
-        modality_of(override(INDEX, name))
+        modality_of(override(ModelIndex(INDEX), name))
 
 
 def test_the_name_of_a_checkpoint_that_says_what_it_is_means_nothing():
-    assert modality_of(override({"_class_name": "MarigoldDepthPipeline"}, "normals")).name == "depth"
+    assert modality_of(override(ModelIndex({"_class_name": "MarigoldDepthPipeline"}), "normals")).name == "depth"
 
 
 @pytest.mark.parametrize(
@@ -214,14 +213,13 @@ def test_the_name_of_a_checkpoint_that_says_what_it_is_means_nothing():
 )
 def test_unknown_options(options, words):
     with pytest.raises(ValueError, match=words):
-        override(INDEX, "mine", **options)
+        override(ModelIndex(INDEX), "mine", **options)
 
 
 def test_a_broken_index_is_named(depth):
-    loaded = model.load(depth[1])
-    broken = {**loaded.description, "prediction_type": "depth", "_noise": "brown"}
-    with pytest.raises(ValueError, match=r"model_index.json: _noise is 'brown', wanted one of gaussian"):
-        Marigold(dataclasses.replace(loaded, description=broken))
+    index = model.load(depth[1]).index
+    with pytest.raises(ValueError, match=r"model_index.json: _noise = 'brown': wanted one of 'gaussian'"):
+        index.replace(noise="brown")
 
 
 def test_every_start_has_its_flag():

@@ -22,6 +22,7 @@ from marigold_jax import prepare
 from marigold_jax.diffusion.losses import masked_mse
 from marigold_jax.diffusion.optimiser import iter_exponential, make_optimiser
 from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.inference.journal import gather
 from marigold_jax.runtime import distributed, sharding
 from marigold_jax.runtime.sharding import Layout, make_mesh
@@ -197,7 +198,8 @@ def test_an_incomplete_environment_costs_one_line(monkeypatch, variables, words)
 def test_any_mesh_gives_the_same_losses(monkeypatch):
     """4 x 2 against a single device is in test_training.py, through UNet and VAE; here are the others, in small."""
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # these kernels are no larger
-    draw = diffusion_draw(NoiseSchedule.from_config({"_class_name": "DDIMScheduler"} | oracle.SCHEDULE))
+    config = SchedulerConfig({"_class_name": "DDIMScheduler"} | oracle.SCHEDULE)
+    draw = diffusion_draw(NoiseSchedule.from_config(config))
     random = np.random.default_rng(0)
     shapes = {"enter.kernel": (4, 64), "leave.kernel": (64, 4)}
     params = {name: random.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}

@@ -17,6 +17,7 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.evaluation.depth_metrics import METRICS, align, depth_scores
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
 from marigold_jax.weights import model
+from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
 COUNT, SIZE = 5, (32, 48)
@@ -185,8 +186,8 @@ def test_depth_has_no_convention_of_normals(data_dir, maps, tmp_path, capsys):
 
 
 def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, capsys):
-    description = {"_class_name": "MarigoldNormalsPipeline"}
-    model.save(dataclasses.replace(scratch((16, 16), 4), description=description), tmp_path / "model")
+    index = ModelIndex({"_class_name": "MarigoldNormalsPipeline"})
+    model.save(dataclasses.replace(scratch((16, 16), 4), index=index), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 2, *QUICK)
     assert run(data_dir, out, *flags) == 0
     made = sorted((out / "mine" / "predictions").rglob("*.npy"))

@@ -84,8 +84,8 @@ def place(tmp_path_factory):
             Image.fromarray(depth).save(place / "my_scans" / "depth" / f"IMG {number}.png")
         image.resize((40, 30)).save(place / "photos" / "new.jpg")
     small = scratch((16, 16), 4)
-    described = small.description | {"default_processing_resolution": 24}
-    model.save(dataclasses.replace(small, description=described), place / "tiny")
+    index = small.index.replace(default_processing_resolution=24)
+    model.save(dataclasses.replace(small, index=index), place / "tiny")
     return place
 
 

@@ -486,8 +486,7 @@ def test_a_disk_that_fills_tears_no_line_in_silence(tmp_path, monkeypatch):
 def tiny_checkpoints(tmp_path_factory):
     """A small model that was trained for depth, "wide", and one that reads the image alone as Stable Diffusion does."""
     folder, wide = tmp_path_factory.mktemp("tiny"), scratch((16, 16, 16), 2)
-    description = wide.description | {"default_processing_resolution": 24}
-    wide = dataclasses.replace(wide, description=description)
+    wide = dataclasses.replace(wide, index=wide.index.replace(default_processing_resolution=24))
     params = wide.unet.params | {"conv_in.kernel": wide.unet.params["conv_in.kernel"][:, :, :3]}
     params["conv_in.bias"] = params["conv_in.bias"] + 1
     config = dataclasses.replace(wide.unet.config, in_channels=3)
@@ -548,9 +547,9 @@ def test_end_to_end_as_published_from_configuration_to_prediction(
     exported = checkpoint.load(tmp_path / "run" / "export")
     description = {"_noise": "zeros", "_x0": True, "_stretch": True, "prediction_type": prediction}
     description |= {"default_denoising_steps": 1, "default_processing_resolution": 24}
-    assert description.items() <= exported.description.items()
+    assert description.items() <= exported.index.values.items()
     scheduler = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": False, "_class_name": "DDIMScheduler"}
-    assert scheduler.items() <= exported.scheduler.items()
+    assert scheduler.items() <= exported.scheduler.values.items()
     pipe = Marigold.from_pretrained(tmp_path / "run" / "export")
     assert (pipe.noise, pipe.final_x0, pipe.modality.name) == ("zeros", True, prediction)
     assert {"depth": diffusers.MarigoldDepthPipeline, "normals": diffusers.MarigoldNormalsPipeline}[
@@ -651,7 +650,7 @@ def test_a_student_keeps_its_teachers_schedule(reference):
         {"checkpoint": str(reference / "export")},
     )
     base = run_folder.start_of(objective, **model)
-    assert base.scheduler["_class_name"] == "LCMScheduler" and base.scheduler["original_inference_steps"] == 10
+    assert base.scheduler.class_name == "LCMScheduler" and base.scheduler.original_inference_steps == 10
     for wrong in ({"prediction_type": "epsilon"}, {"beta_end": 0.02}):
         with pytest.raises(ValueError, match="wanted the noise schedule that the teacher"):
             run_folder.start_of(objective, scheduler=wrong, **model)

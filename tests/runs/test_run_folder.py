@@ -22,6 +22,7 @@ from marigold_jax.runs import run_folder
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.weights import hub
 from marigold_jax.weights import model as checkpoints
+from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
 
 CONFIG = {
@@ -188,8 +189,8 @@ def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
         str(folder), scheduler={"timestep_spacing": "leading"}, description={"default_denoising_steps": 3}
     )
     assert base.unet.config.in_channels == 8 and kernel.shape[2] == 4
-    assert base.scheduler["timestep_spacing"] == "leading" and base.scheduler["rescale_betas_zero_snr"]
-    assert base.description == {
+    assert base.scheduler.timestep_spacing == "leading" and base.scheduler.rescale_betas_zero_snr
+    assert base.index.values == {
         "_class_name": "MarigoldDepthPipeline",
         "prediction_type": "depth",
         "scale_invariant": True,
@@ -289,7 +290,7 @@ def test_what_a_run_came_to_is_not_replaced(tmp_path):
     with pytest.raises(FileNotFoundError, match="not saved a checkpoint"):  # somebody else's, not that of a run
         run_folder.exported(tmp_path)
     index = tmp_path / "export" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {run_folder.STEP: 7}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_exported_step": 7}))
     assert run_folder.exported(tmp_path) == run_folder.locate(tmp_path) == tmp_path / "export"
 
 
@@ -358,9 +359,9 @@ def changed(model, part, name):
 CHANGES = {
     "vae": lambda model: changed(model, "vae", "decoder.conv_out.bias"),
     "unet": lambda model: changed(model, "unet", "conv_in.bias"),
-    "scheduler": lambda model: dataclasses.replace(model, scheduler={**model.scheduler, "beta_end": 0.02}),
+    "scheduler": lambda model: dataclasses.replace(model, scheduler=model.scheduler.replace({"beta_end": 0.02})),
     "prompt": lambda model: dataclasses.replace(model, empty_prompt={n: np.ones((n, 16)) for n in (2, 77)}),
-    "description": lambda model: dataclasses.replace(model, description={**model.description, "_note": 1}),
+    "index": lambda model: dataclasses.replace(model, index=ModelIndex({**model.index.values, "_note": 1})),
 }
 
 
@@ -402,7 +403,7 @@ def started(workdir, **model):
         ("unet", "autoencoder", 0, "the weights of its unet changed"),
         ("scheduler", "diffusion", 0, "its noise schedule changed"),
         ("prompt", "end_to_end", 0, "its empty prompt changed"),
-        ("description", "diffusion", 4, None),
+        ("index", "diffusion", 4, None),
     ],
 )
 def test_what_does_not_train_must_stay(tiny, resave, tmp_path, what, objective, lora_rank, message):
@@ -511,7 +512,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_those_who_predict(tiny, t
         exports.append(model.unet.params["a.kernel"])
         index = workdir / "export" / "model_index.json"
         index.parent.mkdir()
-        index.write_text(json.dumps({run_folder.STEP: step}))
+        index.write_text(json.dumps({"_exported_step": step}))
         return index.parent
 
     exports = []

@@ -11,6 +11,7 @@ import torch
 from marigold_jax.diffusion.losses import masked_pseudo_huber
 from marigold_jax.diffusion.samplers import boundary_scalings, sampler_table
 from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.models import unet, vae
 from marigold_jax.training.objectives.consistency import consistency_draw, consistency_loss, consistency_objective
 from marigold_jax.weights import lora, torch_names
@@ -37,7 +38,9 @@ def scheduler_config(prediction_type):
 
 
 def schedule_of(prediction_type):
-    return NoiseSchedule.from_config({"_class_name": "LCMScheduler"} | scheduler_config(prediction_type))
+    return NoiseSchedule.from_config(
+        SchedulerConfig({"_class_name": "LCMScheduler"} | scheduler_config(prediction_type))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,8 @@ def test_draws_are_the_timesteps_of_the_sampler():
     timesteps, noise = consistency_draw(schedule)(jax.random.key(0), shape)
     assert (timesteps.dtype, noise.shape, noise.dtype) == (jnp.int32, shape, jnp.float32)
     found, counts = np.unique(timesteps, return_counts=True)
-    config = scheduler_config("v_prediction") | {"_class_name": "LCMScheduler", "original_inference_steps": 5}
+    lcm = {"_class_name": "LCMScheduler", "original_inference_steps": 5}
+    config = SchedulerConfig(scheduler_config("v_prediction") | lcm)
     assert found.tolist() == GRID == sampler_table(config, 5).timesteps[::-1].tolist()
     assert abs(counts - 400).max() < 80
     assert abs(float(noise.std()) - 1) < 0.05 and abs(float(noise.mean())) < 0.05

@@ -72,7 +72,7 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize("target", TORCH_LOSSES)
 def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
     pipe, ours = both
-    schedule = NoiseSchedule.from_config(dict(ours.scheduler))
+    schedule = NoiseSchedule.from_config(ours.scheduler)
     prompt = np.random.default_rng(1).normal(size=(TOKENS, pipe.unet.config.cross_attention_dim)).astype(np.float32)
     objective = end_to_end_objective(
         ours.unet.structure,
@@ -121,7 +121,7 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
 
 def test_what_is_computed_again_changes_nothing(both, batch):
     _, ours = both
-    schedule = NoiseSchedule.from_config(dict(ours.scheduler))
+    schedule = NoiseSchedule.from_config(ours.scheduler)
     frozen = {"vae": ours.vae.params, "empty_prompt": jnp.asarray(ours.empty_prompt[2])}
     losses, gradients = {}, {}
     for remat in REMAT:
@@ -170,7 +170,7 @@ def test_the_gradient_of_the_alignment_equals_finite_differences():
 
 def test_members_that_see_no_noise_cannot_differ(both):
     _, ours = both
-    schedule = NoiseSchedule.from_config(dict(ours.scheduler))
+    schedule = NoiseSchedule.from_config(ours.scheduler)
     with pytest.raises(ValueError, match=r"spread is 0\.3 and noise is 'zeros': wanted noise"):
         end_to_end_objective(ours.unet.structure, ours.vae.structure, schedule, spread=0.3)
 

@@ -16,6 +16,7 @@ from marigold_jax.diffusion import noise
 from marigold_jax.diffusion.losses import latent_mask, masked_mse
 from marigold_jax.diffusion.optimiser import iter_exponential, make_optimiser
 from marigold_jax.diffusion.schedule import NoiseSchedule
+from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.models import functional, unet, vae
 from marigold_jax.models.config import config_from_dict
 from marigold_jax.runtime import sharding
@@ -27,7 +28,7 @@ from marigold_jax.weights import torch_names
 from marigold_jax.weights.component import load_component
 
 ZERO_SNR = oracle.SCHEDULE | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
-SCHEDULE = NoiseSchedule.from_config({"_class_name": "DDIMScheduler"} | ZERO_SNR)
+SCHEDULE = NoiseSchedule.from_config(SchedulerConfig({"_class_name": "DDIMScheduler"} | ZERO_SNR))
 PROMPT = np.random.default_rng(9).normal(size=(2, 24)).astype(np.float32)
 LARGE = 3e-4  # a learning rate at which five steps move parameters by far more than the tolerance
 

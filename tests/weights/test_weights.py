@@ -204,7 +204,7 @@ def test_native_checkpoint(original, tmp_path):
     for length in (2, 77):
         np.testing.assert_array_equal(again.empty_prompt[length], first.empty_prompt[length])
     assert again.scheduler == first.scheduler
-    assert again.description == first.description
+    assert again.index == first.index
     assert again.unet.config == first.unet.config
     half = model.load(tmp_path / "native", jnp.bfloat16)
     assert {array.dtype for array in half.vae.params.values()} == {jnp.dtype(jnp.bfloat16)}
@@ -361,7 +361,7 @@ def test_keys_that_nobody_knows_are_passed_over_with_one_line_each(original, fol
     assert len(lines) == 3
     for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
         assert f"{folder / file}: passing over what is not known here: 'wings'" in lines
-    assert "wings" not in model.load(folder).scheduler
+    assert "wings" not in model.load(folder).scheduler.values
     edit_json(folder / "unet/config.json", class_embed_type="timestep")
     with pytest.raises(ValueError, match="class_embed_type = 'timestep', only None is implemented"):
         model.load(folder)

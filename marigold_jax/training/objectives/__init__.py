@@ -14,8 +14,8 @@ class Row(NamedTuple):
     """`make(unet_structure, vae_structure, schedule, target=..., **options)` gives the objective of what `trains`.
 
     One that `follows` reads `frozen["target"]` too, the moving average of what trains, and `frozen[trains]`, its start.
-    Its target comes from a teacher, so it must learn on the teacher's noise schedule. `describe(**options)` is what the
-    trained checkpoint says of itself in `model_index.json`; see `description`. `scheduler(**options)` likewise replaces
+    Its target comes from a teacher, so it must learn on the teacher's noise schedule. `describe(**options)` gives
+    fields of the trained model's index; see `weights.model_index.ModelIndex`. `scheduler(**options)` likewise replaces
     keys of its `scheduler_config.json`.
     """
 

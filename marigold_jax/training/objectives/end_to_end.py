@@ -75,8 +75,8 @@ JUDGEMENTS = {
 
 
 def describe_end_to_end(*, noise: str = "zeros", **options: Any) -> dict[str, Any]:
-    """Returns what a checkpoint trained with these options says of itself: how it is to be run."""
-    return END_TO_END | ({"_noise": noise} if noise in OPTIONS["noise"].values else {})
+    """Returns the fields of `ModelIndex` that tell how a model trained with these options is run."""
+    return END_TO_END | ({"noise": noise} if noise in OPTIONS["noise"].values else {})
 
 
 def end_to_end_objective(
