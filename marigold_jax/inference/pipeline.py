@@ -168,7 +168,7 @@ class Marigold:
             checkpoint = checkpoints.with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         if (said := says_otherwise(checkpoint.index, modality)) is not None:
             folder = printable(checkpoint.folder)
-            logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
+            logger.warning("%s: model_index.json says %s; running it as %s, as requested", folder, said, modality)
         options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
         index = override(checkpoint.index, str(name_or_path), **options)
         return cls(dataclasses.replace(checkpoint, index=index))

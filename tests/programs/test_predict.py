@@ -664,6 +664,43 @@ def test_usage_errors(photos, network, capsys, flags, message):
     assert not (photos.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, inputs, folder, dtype",
+    [
+        (["a.png"], ["a.png"], "predictions", "float32"),
+        (["--seed", "3", "a.png", "--recursive", "b.png"], ["a.png", "b.png"], "predictions", "float32"),
+        (["a.png", "-i", "b.png", "c.png", "-o", "x"], ["a.png", "b.png", "c.png"], "x", "float32"),
+        (["--input_rgb_dir", "d", "--output_dir", "x", "--half_precision"], ["d"], "x", "bfloat16"),
+        (["-i", "d", "--fp16"], ["d"], "predictions", "bfloat16"),
+        (["-i", "d", "--x0", "--no-stretch", "e"], ["e", "d"], "predictions", "float32"),
+    ],
+)
+def test_pictures_and_the_official_spellings(flags, inputs, folder, dtype):
+    arguments = predict.parse(flags)
+    assert (arguments.input, arguments.output_dir, arguments.dtype) == (inputs, Path(folder), dtype)
+
+
+def test_a_picture_is_all_it_takes(photos, network, monkeypatch, capsys):
+    picture(photos / "p.png", 20, 30)
+    monkeypatch.chdir(photos)
+    assert predict.main(["p.png"]) == 0
+    assert (photos / "predictions/depth_npy/p_depth.npy").exists()
+    assert capsys.readouterr().out.endswith("; predictions in predictions\n")
+
+
+def test_no_pictures_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--seed", "3"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_metres_are_for_depth_alone(photos, network, capsys):
+    network.modality = MODALITIES["normals"]
+    picture(photos / "p.png", 20, 30)
+    assert run(photos, "--checkpoint", "mine", "--align_to", photos)[0] == 1
+    assert capsys.readouterr().err == "stopped: --align_to: mine estimates normals, which have no metres\n"
+
+
 def test_one_program_is_not_several(photos, network, capsys, monkeypatch):
     picture(photos / "p.png", 20, 30)
     monkeypatch.setattr(compilation_cache, "counts", lambda: (1, 2))
