@@ -1,8 +1,8 @@
-"""Photographs to depth or normals: encode, denoise, decode, ensemble. One compiled program for each geometry.
+"""From images to depth or normals: prepare, run on the device, finish. One program is compiled for each canvas size.
 
-Behaviour follows diffusers' Marigold pipelines, which can be run beside it to the last digit. Two things are better
-on purpose: the noise of a member depends on the seed alone, so that a photograph's prediction does not depend on its
-neighbours or on the batch size; and the ensemble is aligned in closed form, on the device.
+Results follow diffusers' Marigold pipelines to the last digit, with two intended differences. The noise of a member
+depends on the seed alone, so the prediction for an image does not depend on its batch. And the ensemble is aligned in
+closed form, on the device.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from marigold_jax.weights.model_index import PUBLISHED, ModelIndex, complete, ov
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
+# Used where model_index.json has no value. The resolution is that of every released model.
 DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
 DEFAULT_RESOLUTION = 768
 # UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
@@ -42,10 +42,10 @@ DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
 
 @dataclasses.dataclass(frozen=True)
 class MarigoldOutput:
-    """What a call returns. Where the images differ in size, each field is a list with one array for each image.
+    """What a call returns. If the images differ in size, each field is a list with one array for each image.
 
     Attributes:
-        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 near and 1 far; or (n, h, w, 3) unit normals.
+        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 is near, 1 is far; or (n, h, w, 3) unit normals.
         uncertainty: (n, h, w, 1), or None.
         latent: (n · ensemble_size, i, j, 4), or None.
     """
@@ -78,7 +78,7 @@ class CanvasOutput(NamedTuple):
 
 
 class Marigold:
-    """A depth or normals estimator, ready to be called with photographs."""
+    """A depth or normals estimator: `Marigold.from_pretrained(...)(images)`."""
 
     def __init__(self, checkpoint: checkpoints.Checkpoint):
         unet, vae = checkpoint.unet, checkpoint.vae
@@ -140,23 +140,23 @@ class Marigold:
         stretch: bool | None = None,
         x_axis: str | None = None,
     ) -> "Marigold":
-        """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
+        """Loads a model.
 
-        Everything below is the checkpoint's own choice where it is None; see `description`.
+        Options that are None are taken from the model index; see `weights.model_index`.
 
         Args:
-            name_or_path: see above.
+            name_or_path: a folder (diffusers' layout, native, or a training run), a Hugging Face id, or the name of a
+                checkpoint that ships; None is the default one.
             dtype: "float32" or "bfloat16", of weights and computation.
             revision: of a Hugging Face id.
             vae: the folder or id of another VAE with the same latents, such as "madebyollin/taesd", which decodes many
                 times faster.
-            modality: "depth" or "normals", for a checkpoint that does not say.
-            noise: what denoising begins with: "gaussian", "zeros", with which no seed plays a part, or
-                "multi_resolution".
-            x0: ends in the network's estimate of the clean latent, without the 3 % of noise that DDIM leaves.
-            stretch: for a training that left the range free: depth is stretched to [0, 1] picture by picture, normals
-                are not clipped before they get unit length.
-            x_axis: "right" or "left", where the network's normals point along x. Those returned point right.
+            modality: "depth" or "normals", for a model that does not say.
+            noise: what denoising starts from: "gaussian", "zeros" (the seed then has no effect) or "multi_resolution".
+            x0: return the last estimate of x0, without the 3 % of noise that DDIM leaves.
+            stretch: for a model whose training left the range free: depth is stretched to [0, 1] for each image, and
+                normals are not clipped before they are scaled to unit length.
+            x_axis: "right" or "left", where the network's normals point along x. Returned normals point right.
 
         Raises:
             FileNotFoundError, ValueError: each with one line that says what to do.
@@ -191,27 +191,28 @@ class Marigold:
         bucket: int = 8,
         resize: str = "diffusers",
     ) -> MarigoldOutput:
-        """Predict for one image or many.
+        """Predicts for one image or many.
 
         Args:
-            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, sizes
-                mixed. Floats lie in [0, 1].
-            num_inference_steps: denoising steps; None is the checkpoint's own choice.
-            ensemble_size: predictions from different noise that are merged; 1 for none, else 3 or more.
-            processing_resolution: the longer side that the network sees, a multiple of 8; 0 for the image's own; None
-                for the checkpoint's choice.
+            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, of
+                any sizes. Floats lie in [0, 1].
+            num_inference_steps: denoising steps; None is the model's own number.
+            ensemble_size: predictions from different noise to merge; 1 for no ensemble, otherwise 3 or more.
+            processing_resolution: the longer side that the network sees, a multiple of 8; 0 is the image's own size,
+                None is the model's own resolution.
             match_input_resolution: resize the prediction to the image's size.
             resample_method_input: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
             resample_method_output: likewise.
-            batch_size: UNet passes side by side, over images and members; changes memory and speed, not the result.
-            seed: of the noise, within 0 and 2**32 - 1.
-            latents: initial noise in place of the seed's, (n · ensemble_size, i, j, 4).
+            batch_size: UNet passes side by side, over images and members. It changes memory and speed, not the result.
+            seed: of the noise, from 0 to 2**32 - 1.
+            latents: the initial noise, (n · ensemble_size, i, j, 4), in place of the seed's.
             ensembling_kwargs: options of `ensemble_depth` or `ensemble_normals`.
-            output_uncertainty: also how far members disagree; needs an ensemble.
-            output_latent: also the denoised latents.
-            bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
-                that a mixed folder needs few compilations.
-            resize: "official" resizes as Marigold's authors do (see `data.geometry`), bilinear, with no bucket.
+            output_uncertainty: also return how much the members differ; needs an ensemble.
+            output_latent: also return the denoised latents.
+            bucket: 8 pads to multiples of 8, as diffusers does. A larger multiple of 8 resizes to multiples of itself,
+                so that images of many sizes need few compilations.
+            resize: "diffusers"; or "official", which resizes as Marigold's authors do (see `data.geometry`). It is
+                bilinear and has no bucket.
 
         Raises:
             ValueError: an argument or an image that cannot be used.
@@ -322,7 +323,7 @@ class Marigold:
         return restore(resized(prediction)), None if uncertainty is None else resized(uncertainty)
 
     def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
-        """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""
+        """The sampler for a number of steps; None is the model's own. Raises ValueError for a number it cannot have."""
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
         return sampler_table(self.scheduler, steps, final_x0=self.final_x0)
 
@@ -334,8 +335,8 @@ class Marigold:
         batch_size: int,
         ensembling_kwargs: Mapping[str, Any] | None = None,
     ) -> Program:
-        """What is fixed when `denoise` is compiled for so many members, images and ensembles together."""
-        # As few chunks as the batch size allows, and those of equal size.
+        """What is fixed when `denoise` is compiled for this many members, counted over all images."""
+        # The fewest chunks that the batch size allows, all of the same size.
         chunks = -(-members // batch_size)
         return Program(
             *self.structures,
@@ -361,19 +362,22 @@ class Marigold:
         ensembling_kwargs: Mapping[str, Any] | None = None,
         output_uncertainty: bool = False,
     ) -> CanvasOutput:
-        """The part that runs on the device. Returns at once, while the device works.
+        """Predicts on the device. Returns at once, while the device is still computing.
 
-        Where denoising begins with zeros, nothing is random, and each image goes through a program of its own: the
-        answer is the same to the bit in any batch.
+        Where denoising starts from zeros, nothing is random. Each image is then run by itself, so that its prediction
+        is the same to the bit in any batch.
 
-        `canvases`: pixels in [-1, 1], sides multiples of 8, all of one size; `sizes`: (height, width) of the image in
-        the top left corner of each canvas, the rest being padding.
+        Args:
+            canvases: pixels in [-1, 1], as `prepare` makes them, all of one size.
+            sizes: (height, width) of the image in the top left corner of each canvas; the rest is padding.
+
+        The other arguments are those of `__call__`.
         """
         if ensemble_size == 2:
-            logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
+            logger.warning("an ensemble of 2 is hardly better than one prediction; use 3 or more")
         table = self.sampler(num_inference_steps)
         if ensemble_size > 1 and latents is None and self.noise == "zeros" and not np.any(table.c):
-            logger.warning("an ensemble of %d that all begin with zeros: every member is the same", ensemble_size)
+            logger.warning("an ensemble of %d that starts from zeros: every member is the same", ensemble_size)
         n, height, width, _ = canvases.shape
         if self.noise == "zeros" and latents is None and n > 1:
             options = {"batch_size": batch_size, "seed": seed, "ensembling_kwargs": ensembling_kwargs}
@@ -402,7 +406,7 @@ class Marigold:
 
 
 def default_batch_size() -> int:
-    """UNet passes side by side where the caller does not say."""
+    """UNet passes side by side if the caller does not choose."""
     return DEFAULT_BATCH_SIZE.get(jax.default_backend(), 1)
 
 
@@ -429,7 +433,7 @@ def _members(latents: Any, images: Sequence[int], ensemble_size: int, count: int
 
 
 def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray] | None:
-    """One array where the sizes agree, else the list; None for nothing asked."""
+    """One array where the sizes agree, else the list; None for an empty list."""
     if not results:
         return None
     return join(results) if len({result.shape[-3:] for result in results}) == 1 else results
