@@ -11,7 +11,8 @@ import argparse
 import numpy as np
 
 from marigold_jax import Marigold
-from marigold_jax.data.images import find_images, read_image
+from marigold_jax.data.images import read_image
+from marigold_jax.inference.inputs import find_images
 from marigold_jax.inference.program import denoise
 
 

@@ -1,122 +1,74 @@
-"""Depth or surface normals for photographs.
+"""Predicts depth or surface normals for photographs.
 
+    python -m marigold_jax.predict photo.jpg
     python -m marigold_jax.predict --input photos/ --output_dir predictions/
-    python -m marigold_jax.predict --input a.jpg "b/*.png" --output_dir out/ --ensemble_size 10 --uncertainty
+    python -m marigold_jax.predict -i a.jpg "b/*.png" -o out/ --ensemble_size 10 --uncertainty
 
-Inputs are files, folders (without their subfolders, but for --recursive) and quoted globs. For every picture NAME a
-depth checkpoint writes
-    depth_npy/NAME_depth.npy              float32 (height, width), 0 near .. 1 far
-    depth_bw/NAME_depth.png               the same as 16-bit grey
-    depth_colored/NAME_depth_colored.png  the same through --color_map
-and a normals checkpoint
+Inputs are files, folders and quoted globs. Subfolders are searched with --recursive. For each picture NAME, a depth
+model writes
+    depth_npy/NAME_depth.npy              float32 (height, width), 0 is near, 1 is far
+    depth_bw/NAME_depth.png               the same as a 16-bit grey image
+    depth_colored/NAME_depth_colored.png  the same in the colours of --color_map
+and a normals model writes
     normals_npy/NAME_normals.npy          float32 (height, width, 3): x right, y up, z towards the viewer
-    normals_vis/NAME_normals.png          the same as colours
-With --uncertainty there is uncertainty_npy/NAME_uncertainty.npy too, float32 (height, width). predictions.jsonl gains
-one line a picture: input, outputs, size (height, width) and seconds, or input and error.
+    normals_vis/NAME_normals.png          the same as a colour image
+--uncertainty adds uncertainty_npy/NAME_uncertainty.npy, float32 (height, width). predictions.jsonl gets one line for
+each picture: its input, outputs, size (height, width) and seconds, or its input and error.
 
-NAME is the file's name without its extension; with --recursive, below its folder: trip/day1/a.jpg becomes day1/a. Where
-two are the same, NAME is the path below the folder that all inputs share, and keeps its extension if it must: a/x.jpg
-and b/x.jpg become a/x and b/x, x.jpg and x.png of one folder x.jpg and x.png.
+NAME is the file name without its extension. With --recursive it includes the subfolders: trip/day1/a.jpg becomes
+day1/a. Pictures of the same name get their path below the folder that all inputs share, and keep their extension if
+that is needed: a/x.jpg and b/x.jpg become a/x and b/x; x.jpg and x.png in one folder become x.jpg and x.png.
 
-Depth is affine-invariant: it orders what is near and far, up to one scale and one shift for each picture. Whoever knows
-the distance of a few points gives them with --align_to DIR, one file for each picture:
+Depth is affine-invariant: it is correct up to an unknown scale and shift for each picture. If the distance of a few
+points is known, --align_to DIR turns depth into metres. DIR holds one file for each picture:
     NAME.csv    lines of column, row, metres; pixels count from 0 at the top left
-    NAME.npy    (height, width) in metres, NaN or 0 where unknown; or NAME.png, 16-bit, in millimetres
-A map may have another size than the picture. The scale and shift that fit best, outliers left out, give
-depth_metres_npy/NAME_depth.npy, float32, and stand in predictions.jsonl with the number of points and of inliers, and
-the residual: the mean error at these, as a share of the depth. Where more than a tenth of the points are outliers, or
-the residual is larger than a tenth, a line says so.
+    NAME.npy    (height, width) in metres, NaN or 0 where unknown
+    NAME.png    the same in millimetres, 16 bits
+A map may have another size than the picture. The best scale and shift, fitted without outliers, give
+depth_metres_npy/NAME_depth.npy, float32. predictions.jsonl gets the scale and shift, the number of points and of
+inliers, and the residual: the mean relative error at the inliers. A warning is printed where more than a tenth of the
+points are outliers, or the residual is above a tenth.
 
-What a checkpoint does not say of itself can be said here: an end-to-end fine-tuned one as its authors publish them has
-no word on --modality, which is read off its name where that speaks of depth or normals. The rest such a one needs
-(--noise zeros --x0 --stretch --x_axis left) is known.
+End-to-end fine-tuned models, as their authors publish them, do not say what they estimate. The name decides if it
+contains "depth" or "normals"; otherwise give --modality. Their other options (--noise zeros --x0 --stretch
+--x_axis left) are set automatically.
 
-A picture that cannot be read costs one line, and the others still come out. Nothing is ever half-written. HEIC needs
-pip install 'marigold_jax[heif]'. Pictures may have up to 178 million pixels.
-Several processes share the pictures; `marigold_jax/runtime/distributed.py` says how they find each other.
-Exit status: 0 all is well, 1 something failed, 2 wrong usage, 130 interrupted.
+If a picture cannot be read, one line says why, and the others are still predicted. No file is ever half-written.
+Pictures may have up to 178 million pixels. HEIC needs pip install 'marigold_jax[heif]'.
+Several processes can share the work: see `marigold_jax/runtime/distributed.py`.
+Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
-import errno
-import math
-import os
 import sys
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from marigold_jax.data.geometry import Photograph, batches_by_canvas, default_bucket, fit, from_canvas, to_canvas
-from marigold_jax.data.images import canonical, count_pixels, find_images, passed_over, read_ahead, read_image
-from marigold_jax.inference.known_depth import doubt, read_reference, to_metres
+from marigold_jax.data.colors import color_table
+from marigold_jax.data.geometry import default_bucket, fit
+from marigold_jax.inference.inputs import find_images, passed_over
+from marigold_jax.inference.journal import Journal, gather
 from marigold_jax.inference.options import add_flags, given
-from marigold_jax.inference.outputs import (
-    Journal,
-    color_table,
-    exist,
-    gather,
-    missing,
-    names,
-    outputs,
-    save_all,
-    sources,
-    too_long,
-)
+from marigold_jax.inference.outputs import names
+from marigold_jax.inference.predict_files import Saving, Stop, in_words, predict_files
+from marigold_jax.inference.stream import Settings
 from marigold_jax.runtime import distributed, seeds, terminal
-from marigold_jax.runtime.budget import Budget
-from marigold_jax.runtime.files import printable
 
-THREADS = min(8, os.cpu_count() or 1)  # as many to read as to write
-PIXELS_AT_ONCE = 2**27  # being read, and as many being written: 1.3 and 2 GB; a larger picture goes alone
-WAITING_BYTES = 2**28  # of pictures that wait for others of their size: about 50 at resolution 768
 RESAMPLE_METHODS = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OUT_OF_MEMORY = "out of device memory: lower --processing_res or --batch_size, or use --dtype bfloat16"
-
-
-class Stop(Exception):
-    """Ends the program with one line for the user."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = terminal.Parser(
-        "python -m marigold_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    number = {"type": int, "metavar": "N"}
-    resample = {"choices": list(RESAMPLE_METHODS), "default": "bilinear"}
-    dtype = {"choices": ["float32", "bfloat16"], "default": "float32"}
-    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
-    add("--recursive", action="store_true", help="the subfolders of folders too; predictions keep their structure")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="where predictions go; made if missing")
-    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
-    add("--vae", metavar="NAME|DIR", help="another VAE with the same latents, as madebyollin/taesd: faster, coarser")
-    add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
-    add("--ensemble_size", **number, default=1, help="predictions merged for each picture (default: 1)")
-    add("--processing_res", **number, help="longer side for the network; 0: the picture's (default: the checkpoint's)")
-    add("--output_processing_res", action="store_true", help="save at that size, not at the picture's own")
-    add("--resample_method", **resample, help="in and out; nearest is nearest-exact (default: %(default)s)")
-    add("--seed", type=seeds.flag, metavar="N", default=0, help="of the noise, same for every picture (default: 0)")
-    add("--batch_size", **number, default=0, help="pictures x members at once (default: 0, what the device likes)")
-    add("--dtype", **dtype, help="of the network's arithmetic (default: %(default)s)")
-    add("--bucket", **number, help="resize to multiples of N: few programs (default: 64 at 768); 8: as diffusers")
-    add("--color_map", default="Spectral", metavar="MAP", help="any of matplotlib's, or None (default: Spectral)")
-    add("--uncertainty", action="store_true", help="also save how far the members of the ensemble disagree")
-    add("--align_to", type=Path, metavar="DIR", help="known depth of each picture, to get metres: see above")
-    add_flags(add)
-    add("--skip_existing", action="store_true", help="skip pictures whose outputs are all there")
-    arguments = parser.parse_args(argv)
-
+    arguments = (parser := _parser()).parse_intermixed_args(argv)
+    arguments.input = arguments.pictures + arguments.input
+    if not arguments.input:
+        parser.error("no pictures given: name files, folders or quoted globs")
     for flag, smallest in {"denoise_steps": 1, "ensemble_size": 1, "batch_size": 0, "bucket": 8}.items():
         if (value := getattr(arguments, flag)) is not None and value < smallest:
             parser.error(f"--{flag} must be at least {smallest}; got {value}")
     if arguments.uncertainty and arguments.ensemble_size < 2:
-        parser.error("--uncertainty says how far members disagree, and wants --ensemble_size 2 or more (3 is better)")
+        parser.error("--uncertainty compares the members of an ensemble: add --ensemble_size 2 or more (3 is better)")
     if arguments.align_to and arguments.output_processing_res:
-        parser.error("--align_to wants predictions of the pictures' size: leave out --output_processing_res")
+        parser.error("--align_to needs predictions of the pictures' own size: leave out --output_processing_res")
     if arguments.align_to and not arguments.align_to.is_dir():
         parser.error(f"--align_to {arguments.align_to} is not a folder")
     arguments.color_map = None if arguments.color_map == "None" else arguments.color_map
@@ -128,6 +80,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return arguments
+
+
+def _parser() -> terminal.Parser:
+    parser = terminal.Parser(
+        "python -m marigold_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    number, folder = {"type": int, "metavar": "N"}, {"type": Path, "metavar": "DIR"}
+    resample = {"choices": list(RESAMPLE_METHODS), "default": "bilinear"}
+    dtype = {"choices": ["float32", "bfloat16"], "default": "float32"}
+    half = {"dest": "dtype", "action": "store_const", "const": "bfloat16"}
+
+    add = parser.add_argument_group("pictures").add_argument
+    add("pictures", nargs="*", metavar="PICTURE", help="files, folders or quoted globs")
+    add("-i", "--input", "--input_rgb_dir", nargs="+", default=[], metavar="PATH", help="the same, as a flag")
+    add("--recursive", action="store_true", help="also search the subfolders of folders; outputs keep their structure")
+
+    add = parser.add_argument_group("outputs").add_argument
+    add("-o", "--output_dir", **folder, default="predictions", help="created if missing (default: %(default)s)")
+    add("--output_processing_res", action="store_true", help="save at the processing size, not at the picture's size")
+    add("--color_map", default="Spectral", metavar="MAP", help="one of matplotlib's, or None (default: %(default)s)")
+    add("--uncertainty", action="store_true", help="also save how much the members of the ensemble differ")
+    add("--align_to", **folder, help="also save depth in metres, from known depths in DIR: see above")
+    add("--skip_existing", action="store_true", help="skip pictures whose outputs all exist")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
+    add("--vae", metavar="NAME|DIR", help="another VAE for the same latents; madebyollin/taesd is faster and coarser")
+    add("--dtype", **dtype, help="precision of the network (default: %(default)s)")
+    add("--half_precision", "--fp16", **half, help="the official script's flag; here it means --dtype bfloat16")
+
+    add = parser.add_argument_group("prediction").add_argument
+    add("--denoise_steps", **number, help="denoising steps (default: the model's own)")
+    add("--ensemble_size", **number, default=1, help="predictions to merge for each picture (default: %(default)s)")
+    add("--processing_res", **number, help="longer side for the network; 0 keeps the picture's (default: the model's)")
+    add("--resample_method", **resample, help="for input and output; nearest is nearest-exact (default: %(default)s)")
+    add("--seed", **number | {"type": seeds.flag}, default=0, help="of the noise, for every picture (default: 0)")
+    add("--batch_size", **number, default=0, help="predictions computed together; 0 suits the device (default: 0)")
+    add("--bucket", **number, help="resize to multiples of N: few programs; 8 is as in diffusers (default: 64 at 768)")
+
+    add_flags(parser.add_argument_group("options that a model usually sets itself").add_argument)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,12 +168,6 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
 def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, count: int = 1) -> str:
     """The run of process `index` of `count`; returns how many programs were compiled, in words."""
     paths, problems = find_images(arguments.input, arguments.recursive)
@@ -194,7 +181,6 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
 
     # JAX starts here, so that --help and a mistyped flag or path need not wait for it.
     from marigold_jax import Marigold
-    from marigold_jax.inference.pipeline import default_batch_size
     from marigold_jax.runtime import compilation_cache
 
     compilation_cache.enable_cache()
@@ -205,138 +191,26 @@ def predict(arguments: argparse.Namespace, journal: Journal, index: int = 0, cou
         pipe.sampler(arguments.denoise_steps)  # the scheduler may not allow so many steps
     except (OSError, ValueError, ImportError) as error:
         raise Stop(error) from None
-    if arguments.align_to and pipe.modality.name != "depth":
-        raise Stop(f"--align_to: {arguments.checkpoint} estimates {pipe.modality.name}, and only depth has metres")
+    if arguments.align_to and not pipe.modality.has_metres:
+        raise Stop(f"--align_to: {arguments.checkpoint} estimates {pipe.modality.name}, which have no metres")
     resolution = pipe.default_processing_resolution if arguments.processing_res is None else arguments.processing_res
-    bucket = arguments.bucket or default_bucket(resolution)
-    batch_size = arguments.batch_size or default_batch_size()
-    images_per_call = max(1, batch_size // arguments.ensemble_size)
-
-    # -------------------------------------------------------------------------------------------- what is to be done
-    folder, method = arguments.output_dir, arguments.resample_method
-    more = {"uncertainty": arguments.uncertainty, "metres": arguments.align_to}
-    wanted = outputs(pipe.modality.name, arguments.color_map, *(name for name, given in more.items() if given))
-    journal.start(total=len(paths[index::count]))
-    todo, taken, done = [], {}, []
-    made = sources(folder) if arguments.skip_existing else {}
-    name_of = dict(zip(paths, names(paths, map(Path, arguments.input) if arguments.recursive else ()), strict=True))
-    for position, path in enumerate(paths):
-        first = taken.setdefault(name_of[path], path)
-        if position % count != index:
-            continue  # another process's
-        if first is not path:  # one path for two pictures, by links
-            journal.failed(path, f"its outputs would overwrite those of {first}: rename one of the two")
-        elif problem := too_long(wanted, name_of[path]):
-            journal.failed(path, problem)
-        elif arguments.skip_existing and exist(wanted, folder, name_of[path], path, made):
-            journal.skipped()
-        else:
-            todo.append(path)
-    reading, writing_out = Budget(PIXELS_AT_ONCE), Budget(PIXELS_AT_ONCE)
-
-    # ----------------------------------------------------------------------------- three stages: read, infer, write
-    def read(path: Path) -> Photograph | None:
-        started = time.perf_counter()
-        try:
-            with reading.holding(count_pixels(path)):
-                image = read_image(path)
-                geometry = fit(image.shape[:2], resolution, bucket)
-                return Photograph(path, geometry, to_canvas(image, geometry, method, in_network_range), started)
-        except ValueError as error:
-            journal.failed(path, error)
-            return None
-
-    def infer(batch: list[Photograph], places: int) -> Future:
-        full = batch + batch[-1:] * (places - len(batch))
-        try:
-            raw = pipe.run(
-                np.stack([photograph.canvas for photograph in full]),
-                np.array([photograph.geometry.resized for photograph in full], np.int32),
-                num_inference_steps=arguments.denoise_steps,
-                ensemble_size=arguments.ensemble_size,
-                batch_size=batch_size,
-                seed=arguments.seed,
-                output_uncertainty=arguments.uncertainty,
-            )
-        except RuntimeError as error:  # the program does not fit the device
-            (failed := Future()).set_exception(error)
-            return failed
-        except ValueError as error:  # what an environment variable asks of the network cannot be had
-            raise Stop(error) from None
-        maps = {"prediction": raw.prediction, "uncertainty": raw.uncertainty}
-        return writers.submit(lambda: {name: np.asarray(values) for name, values in maps.items() if values is not None})
-
-    def write(photograph: Photograph, fetched: Future, index: int) -> None:
-        path, geometry, fit = photograph.path, photograph.geometry, {}
-        try:
-            on_canvas = fetched.result()
-            with writing_out.holding(math.prod(geometry.original)):
-                maps = {
-                    name: from_canvas(values[index], geometry, not arguments.output_processing_res, method)
-                    for name, values in on_canvas.items()
-                }
-                maps["prediction"] = pipe.modality.finish(maps["prediction"])
-                size = maps["prediction"].shape[:2]
-                if arguments.align_to:
-                    reference = read_reference(arguments.align_to, name_of[path], geometry.original, journal.say)
-                    maps["metres"], fit = to_metres(maps["prediction"], *reference)
-                    if remark := doubt(fit):
-                        journal.say(f"{printable(path)}: {remark}")
-                files = save_all(wanted, maps, arguments.color_map, folder, name_of[path])
-                del maps
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise Stop(f"{folder}: {error.strerror}") from None
-            journal.failed(path, error)
-        except (ValueError, RuntimeError) as error:
-            journal.failed(path, OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else error)
-        else:
-            done.append(path)
-            journal.written(path, files, size, time.perf_counter() - photograph.started, **fit)
-
-    def look_again() -> None:
-        """The folder may have been moved or emptied meanwhile: what is not there any more was not written."""
-
-        def files(path: Path) -> list[str]:
-            return [output.name.format(stem=name_of[path]) for output in wanted]
-
-        gone = missing(folder, (file for path in done for file in files(path)))
-        lost = [path for path in done if gone.intersection(files(path))] if gone else []
-        for path in lost:
-            journal.lost(path)
-        if lost:
-            journal.say(
-                f"{folder}: {len(lost)} of {len(done)} pictures that were written are gone: somebody moved or removed "
-                "them meanwhile; --skip_existing makes them again"
-            )
-
-    try:
-        with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
-            writing = deque()
-            try:
-                photographs = filter(None, read_ahead(readers, read, todo, limit=2 * THREADS))
-                for batch, places in batches_by_canvas(photographs, images_per_call, WAITING_BYTES):
-                    fetched = infer(batch, places)
-                    writing += [writers.submit(write, photograph, fetched, i) for i, photograph in enumerate(batch)]
-                    while len(writing) > max(images_per_call, THREADS):
-                        writing.popleft().result()
-                while writing:
-                    writing.popleft().result()
-            except BaseException:  # a full disk, or Ctrl-C: what has begun is finished, what has not is dropped
-                readers.shutdown(wait=False, cancel_futures=True)
-                writers.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        look_again()
+    settings = Settings(
+        num_inference_steps=arguments.denoise_steps,
+        ensemble_size=arguments.ensemble_size,
+        processing_resolution=resolution,
+        bucket=arguments.bucket or default_bucket(resolution),
+        batch_size=arguments.batch_size or None,
+        seed=arguments.seed,
+        resample_method_input=arguments.resample_method,
+        resample_method_output=arguments.resample_method,
+        match_input_resolution=not arguments.output_processing_res,
+        output_uncertainty=arguments.uncertainty,
+    )
+    saving = Saving(arguments.output_dir, arguments.color_map, arguments.align_to, arguments.skip_existing)
+    stems = names(paths, map(Path, arguments.input) if arguments.recursive else ())
+    predict_files(pipe, dict(zip(paths, stems, strict=True)), settings, saving, journal, share=(index, count))
     compiled, cached = compilation_cache.counts()
     return f"; {compiled} program{'s' * (compiled != 1)} compiled, {cached} taken from the cache"
-
-
-def in_network_range(pixels: np.ndarray) -> np.ndarray:
-    values = canonical(pixels)
-    values *= 2
-    values -= 1
-    return values
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from marigold_jax.inference.modality import MODALITIES
+from marigold_jax.inference.pipeline import Marigold
 
 
 class Brightness:
     """Answers like the pipeline, at once: depth is the mean of the channels, normals are the channels."""
 
+    prepare, finish = Marigold.prepare, Marigold.finish
+    downsampling = 8
     default_denoising_steps = 1
     default_processing_resolution = 64
     calls: list

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from marigold_jax.data.colors import color
 from marigold_jax.evaluation.depth_alignment import align
 from marigold_jax.evaluation.depth_metrics import depth_scores
-from marigold_jax.inference.outputs import color
 
 SIZE = (224, 168)  # (width, height) of one picture
 GAP, MARGIN = 4, 84  # pixels between pictures, and on the left, for words

@@ -14,10 +14,9 @@ The smaller prediction is stretched over the whole image, antialiased, and norma
 ETH3D's 4032x6048 at resolution 756 is resized to 504x756 and predicted at 504x752.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -135,11 +134,12 @@ def official_fit(original: tuple[int, int], processing_resolution: int) -> Geome
 
 
 def official_canvas(
-    image: Float32[np.ndarray, "h w 3"], geometry: Geometry, method: str
+    image: Shaped[np.ndarray, "h w 3"], geometry: Geometry, method: str, convert: Callable | None = None
 ) -> Float32[np.ndarray, "height width 3"]:
     """An image in [-1, 1], rounded to 8 bits, resized, and rounded to 8 bits again; in [-1, 1]."""
     if method != "bilinear":
         raise ValueError(f'resize="official" is bilinear, as in the papers; got {method!r}')
+    image = convert(image) if convert else image
     pixels = resize_8_bits(np.rint((image + 1) * np.float32(127.5)), geometry.canvas)
     return pixels / np.float32(255) * 2 - 1
 
@@ -172,52 +172,6 @@ RESIZES = {
     "diffusers": Resize(partial(fit, bucket=PATCH), to_canvas, from_canvas, restore=True),
     "official": Resize(official_fit, official_canvas, official_prediction, restore=False),
 }
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """An image that is ready for the network.
-
-    Attributes:
-        path: of the file.
-        geometry: its sizes.
-        canvas: float32 (height, width, 3) in [-1, 1].
-        started: when reading it began.
-    """
-
-    path: Path
-    geometry: Geometry
-    canvas: np.ndarray
-    started: float = 0.0
-
-
-def batches_by_canvas(
-    photographs: Iterable[Photograph], size: int, waiting_bytes: int
-) -> Iterator[tuple[list[Photograph], int]]:
-    """Groups images of equal canvas size into batches.
-
-    Args:
-        photographs: in any order.
-        size: images per batch.
-        waiting_bytes: when incomplete batches hold more than this, the oldest one is yielded, so memory is bounded for
-            any mixture of sizes.
-
-    Yields:
-        (batch, places). `places` >= len(batch) is the batch size to compile the program for: `size`, except for the
-        last batch of a canvas that never filled one, so that each canvas needs one program.
-    """
-    waiting, compiled = {}, set()
-    for photograph in photographs:
-        batch = waiting.setdefault(photograph.geometry.canvas, [])
-        batch.append(photograph)
-        ripe = [photograph.geometry.canvas] if len(batch) == size else []
-        if sum(each.canvas.nbytes for batch in waiting.values() for each in batch) > waiting_bytes:
-            ripe = ripe or [next(iter(waiting))]
-        for canvas in ripe:
-            compiled.add(canvas)
-            yield waiting.pop(canvas), size
-    for canvas, batch in waiting.items():
-        yield batch, size if canvas in compiled else len(batch)
 
 
 def _each(rule, size: tuple[int, int]) -> tuple[int, int]:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from marigold_jax.data.colors import color, normals_to_uint8
 from marigold_jax.data.transforms import PERCENTILES
 from marigold_jax.evaluation.normal_metrics import angular_errors
-from marigold_jax.inference.outputs import color, normals_to_uint8
 
 DEPTH_COLORS, ERROR_COLORS = "Spectral", "magma"
 BRIGHTEST_ERROR = 0.5  # the relative depth error drawn in the brightest colour

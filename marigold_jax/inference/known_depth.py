@@ -1,12 +1,12 @@
-"""What is known of a picture's depth, in metres: a whole map, or a few points. It gives affine-invariant depth a scale.
+"""Known depth of a picture, in metres: a whole map or a few points. It turns affine-invariant depth into metres.
 
 REFERENCES/NAME.npy    (height, width), metres; NaN, infinity, 0 or less where unknown; or NAME.npz, of one such array
 REFERENCES/NAME.png    16-bit, millimetres; 0 where unknown
 REFERENCES/NAME.csv    a line for each point: column, row, metres; pixels count from 0 at the top left
 
-A map of another size than the picture is brought to it without mixing depths: each pixel takes the nearest known one
-among those that fall into it. Numbers of a point are separated by commas, semicolons or blanks; a heading is passed
-over, and so are points without a positive depth.
+A map of another size is resized without mixing depths: of the known depths that fall into a pixel, it takes the one
+closest to its centre. The numbers of a point are separated by commas, semicolons or blanks. A heading is ignored, and
+so are points without a positive depth.
 """
 
 import math
@@ -24,7 +24,7 @@ from marigold_jax.runtime.files import printable, regular
 
 MILLIMETRES = 1000.0
 FEWEST = 2  # points that fix a scale and a shift
-DOUBTFUL = 0.1  # of the points are outliers, or of the depth is the residual: more than that is said
+DOUBTFUL = 0.1  # share of outliers, or relative residual, above which there is a warning
 SHORTEST, LONGEST = 1e-6, 1e9  # metres of a point
 LARGEST_LIST = 2**28  # bytes
 
@@ -34,10 +34,19 @@ Say = Callable[[str], None]
 def read_reference(
     folder: Path, stem: str, size: tuple[int, int], say: Say = lambda line: None
 ) -> tuple[Float32[np.ndarray, "h w 1"], Bool[np.ndarray, "h w 1"]]:
-    """Metres, and where they are known, of the picture of that name and `size` (height, width).
+    """Reads the known depth of one picture.
 
-    `say` is told, in one line, what was passed over. Raises ValueError, in one line, where there is no reference, or
-    none that is understood.
+    Args:
+        folder: the folder of references.
+        stem: the picture's name.
+        size: (height, width) of the picture.
+        say: called with one line about what is ignored in the file.
+
+    Returns:
+        Metres (h, w, 1), and a mask of where they are known.
+
+    Raises:
+        ValueError: there is no reference, more than one, or one that cannot be read.
     """
     found = [path for suffix in READERS if os.path.lexists(path := folder / f"{stem}{suffix}")]
     if len(found) != 1:
@@ -55,11 +64,19 @@ def read_reference(
 def to_metres(
     prediction: Float[np.ndarray, "h w 1"], depth: Float[np.ndarray, "h w 1"], known: Bool[np.ndarray, "h w 1"]
 ) -> tuple[Float32[np.ndarray, "h w 1"], dict[str, int | float]]:
-    """The prediction in metres, at least 0, and what is to be known of the fit to the known `points`.
+    """Fits scale and shift to the known depth, robustly.
 
-    That is `scale` and `shift`, robust against outliers; `inliers`, the number of points that they were fitted to; and
-    `residual`, the mean error at those, as a share of the known depth. Raises ValueError where the points fix no
-    scale, or one that turns near into far.
+    Args:
+        prediction: depth in [0, 1].
+        depth: metres.
+        known: where they are known.
+
+    Returns:
+        The prediction in metres, at least 0; and the fit: `scale`, `shift`, the number of known `points`, the number of
+        `inliers` that were fitted, and their `residual`, the mean relative error.
+
+    Raises:
+        ValueError: the points do not determine a scale, or it would swap near and far.
     """
     points = int(np.count_nonzero(known))
     if points < FEWEST:
@@ -83,7 +100,7 @@ def to_metres(
 
 
 def doubt(fit: dict[str, int | float]) -> str | None:
-    """What is to be said of a fit of `to_metres` that more than a tenth of the points, or of the depth, contradicts."""
+    """A warning where more than a tenth of the points are outliers, or the residual is above a tenth; else None."""
     outliers = fit["points"] - fit["inliers"]
     if max(outliers / fit["points"], fit["residual"]) <= DOUBTFUL:
         return None
@@ -94,8 +111,11 @@ def doubt(fit: dict[str, int | float]) -> str | None:
 
 
 def at_size(depth: Float32[np.ndarray, "h w 1"], size: tuple[int, int]) -> Float32[np.ndarray, "height width 1"]:
-    """A depth map at another size, (height, width): where several known depths fall into a pixel, that nearest to its
-    middle; NaN where none does. Raises ValueError for a map that cannot be of the same picture."""
+    """Resizes a depth map to `size` (height, width).
+
+    Of the known depths that fall into a pixel, it takes the one closest to its centre; NaN where there is none. Raises
+    ValueError for a map whose shape does not fit the picture.
+    """
     check_shape(depth.shape[:2], size)
     for axis, new in enumerate(size):
         if (old := depth.shape[axis]) < new:
@@ -162,7 +182,7 @@ def _points(path: Path, size: tuple[int, int], say: Say) -> Float32[np.ndarray, 
 
 
 def _words(line: str) -> list[str]:
-    """The numbers of a line, however they are separated: "3;4;1,5" has a comma for the decimal point."""
+    """The numbers of a line, with any separator. In "3;4;1,5", the comma is the decimal point."""
     if ";" in line:
         return [word.strip().replace(",", ".") for word in line.split(";") if word.strip()]
     return [word for word in re.split(r"[,\s]+", line) if word]

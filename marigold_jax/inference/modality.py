@@ -1,7 +1,7 @@
-"""What differs between depth and normals: how three decoded channels become a prediction, and how members are merged.
+"""What differs between depth and normals: how decoded pixels become a prediction, and how an ensemble is merged.
 
-The rest of the pipeline is one. How predictions are drawn and saved stands in `data/predictions.py`, under the same
-names.
+The rest of the pipeline is the same for both. A new modality is one more row here and one in `inference/outputs.py`,
+which has what is drawn and saved under the same key.
 """
 
 import dataclasses
@@ -24,20 +24,27 @@ class Modality:
     """One kind of prediction.
 
     Attributes:
-        name: "depth" or "normals".
+        name: its key in `MODALITIES`.
         channels: of the prediction.
-        traits: fields of `ModelIndex` that matter, with the values taken where the file does not say.
-        from_pixels: decoded pixels (b, h, w, 3), nominally in [-1, 1], to predictions (b, h, w, channels).
-        alone: predictions of no ensemble (b, h, w, channels) and the mask of pixels that count (b, h, w), to what is
-            returned of them.
-        merge: members (e, h, w, channels) and the mask of pixels that count, to the prediction (h, w, channels) and its
-            uncertainty (h, w, 1).
-        finish: on the host, after resizing (h, w, channels): back into the range that the prediction promises.
-        clip: in its place, where what resizing made of a prediction is to stay: nothing but that.
+        has_metres: whether a scale and a shift turn a prediction into metres.
+        prediction_types: the values of `prediction_type` in `model_index.json` that mean this modality.
+        class_names: likewise for `_class_name`, which is used where there is no `prediction_type`.
+        traits: the fields of the model index that matter, with the values taken where it does not have them.
+        from_pixels: (pixels, traits): decoded pixels (b, h, w, 3), nominally in [-1, 1], to predictions
+            (b, h, w, channels).
+        alone: (predictions, mask, traits), without an ensemble: predictions (b, h, w, channels) and the mask of pixels
+            that are not padding (b, h, w), to what is returned.
+        merge: (members, mask, traits, **options), with an ensemble: members (e, h, w, channels) and the mask (h, w), to
+            the prediction (h, w, channels) and its uncertainty (h, w, 1).
+        finish: on the host, after resizing (h, w, channels): back into the range that is promised.
+        clip: used instead of `finish` where the resized values are kept as they are, but for clipping.
     """
 
     name: str
     channels: int
+    has_metres: bool
+    prediction_types: tuple[str, ...]
+    class_names: tuple[str, ...]
     traits: Traits
     from_pixels: Callable[[Array, Traits], Array]
     alone: Callable[[Array, Array, Traits], Array]
@@ -47,12 +54,12 @@ class Modality:
 
 
 def _depth_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Float[Array, "b h w 1"]:
-    """The mean of the channels, clipped and mapped from [-1, 1] to [0, 1]: 0 near, 1 far."""
+    """The mean of the channels, clipped and mapped from [-1, 1] to [0, 1]: 0 is near, 1 is far."""
     return (jnp.clip(pixels.mean(axis=-1, keepdims=True), -1, 1) + 1) / 2
 
 
 def _alone_depth(depth: Float[Array, "b h w 1"], mask: Bool[Array, "b h w"], traits: Traits) -> Float[Array, "b h w 1"]:
-    """As it is; or, where the training left scale and shift free, from the nearest pixel at 0 to the farthest at 1."""
+    """Unchanged; or stretched to [0, 1] over the pixels that count, where training left scale and shift free."""
     if not traits["stretch"]:
         return depth
     near = jnp.min(depth, axis=(1, 2, 3), keepdims=True, where=mask[..., None], initial=1)
@@ -71,7 +78,7 @@ def _merge_depth(
 def _normals_from_pixels(pixels: Float[Array, "b h w 3"], traits: Traits) -> Float[Array, "b h w 3"]:
     """Clipped to [-1, 1] and scaled to unit length: x right, y up, z towards the viewer.
 
-    A training that looked at directions alone is not clipped: clipping would turn what is longer.
+    Where the loss saw only directions, nothing is clipped: that would change the direction of a longer vector.
     """
     normals = pixels if traits["stretch"] else jnp.clip(pixels, -1, 1)
     if traits["x_axis"] == "left":
@@ -92,64 +99,73 @@ def _unit_length(normals: np.ndarray) -> np.ndarray:
     return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
 
 
-MODALITIES = {
-    "depth": Modality(
-        "depth",
-        1,
-        {"scale_invariant": True, "shift_invariant": True, "stretch": False},
-        _depth_from_pixels,
-        _alone_depth,
-        _merge_depth,
-        lambda depth: np.clip(depth, 0, 1),  # bicubic resizing overshoots
-        lambda depth: np.clip(depth, 0, 1),
-    ),
-    "normals": Modality(
-        "normals",
-        3,
-        {"use_full_z_range": True, "stretch": False, "x_axis": "right"},
-        _normals_from_pixels,
-        lambda normals, mask, traits: normals,
-        _merge_normals,
-        _unit_length,
-        lambda normals: np.clip(normals, -1, 1),
-    ),
-}
+def _clip_depth(depth: Float[np.ndarray, "h w 1"]) -> Float[np.ndarray, "h w 1"]:
+    """To [0, 1]: bicubic resizing overshoots."""
+    return np.clip(depth, 0, 1)
 
-_BY_PREDICTION_TYPE = {"depth": "depth", "disparity": "depth", "normals": "normals"}
-_BY_CLASS = {
-    "MarigoldPipeline": "depth",
-    "MarigoldDepthPipeline": "depth",
-    "MarigoldNormalsPipeline": "normals",
+
+MODALITIES = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            name="depth",
+            channels=1,
+            has_metres=True,
+            prediction_types=("depth", "disparity"),
+            class_names=("MarigoldPipeline", "MarigoldDepthPipeline"),
+            traits={"scale_invariant": True, "shift_invariant": True, "stretch": False},
+            from_pixels=_depth_from_pixels,
+            alone=_alone_depth,
+            merge=_merge_depth,
+            finish=_clip_depth,
+            clip=_clip_depth,
+        ),
+        Modality(
+            name="normals",
+            channels=3,
+            has_metres=False,
+            prediction_types=("normals",),
+            class_names=("MarigoldNormalsPipeline",),
+            traits={"use_full_z_range": True, "stretch": False, "x_axis": "right"},
+            from_pixels=_normals_from_pixels,
+            alone=lambda normals, mask, traits: normals,
+            merge=_merge_normals,
+            finish=_unit_length,
+            clip=lambda normals: np.clip(normals, -1, 1),
+        ),
+    )
 }
 
 
 def _named(index: ModelIndex) -> str | None:
+    """The modality that a `model_index.json` names, if it names one."""
     kind, class_name = index.prediction_type, index.class_name
-    return _BY_PREDICTION_TYPE.get(kind) if kind is not None else _BY_CLASS.get(class_name)
+    for modality in MODALITIES.values():
+        if kind in modality.prediction_types or (kind is None and class_name in modality.class_names):
+            return modality.name
+    return None
 
 
 def says_otherwise(index: ModelIndex, modality: str | None) -> str | None:
-    """The modality that a `model_index.json` names, where that is another than `modality`; else None."""
+    """The modality that a `model_index.json` names, where it is another than `modality`; else None."""
     named = _named(index)
     return None if modality is None or named == modality else named
 
 
 def modality_of(index: ModelIndex) -> Modality:
-    """The modality that a `model_index.json` describes, its traits filled in.
+    """The modality that a `model_index.json` names, with the traits that the file sets.
 
-    Raises ValueError where it is neither depth nor normals, or does not say.
+    Raises ValueError where the file names none, or one that is not known here.
     """
-    kind, class_name = index.prediction_type, index.class_name
-    name = _named(index)
+    kind, class_name, name = index.prediction_type, index.class_name, _named(index)
     if kind is None and name is None:
         raise ValueError(
-            f"model_index.json: _class_name {class_name!r} does not tell depth from normals; say which with --modality "
-            "(in Python: modality=...), or have the folder's name say so"
+            f"model_index.json: _class_name {class_name!r} does not tell {' from '.join(MODALITIES)}; say which with "
+            "--modality (in Python: modality=...), or have the folder's name say so"
         )
     if name is None:
-        raise ValueError(
-            f"model_index.json: prediction_type {kind!r}, _class_name {class_name!r}: neither depth nor normals"
-        )
+        wanted = [each for modality in MODALITIES.values() for each in modality.prediction_types]
+        raise ValueError(f"model_index.json: prediction_type is {kind!r}, wanted one of {', '.join(wanted)}")
     modality = MODALITIES[name]
     known = {key: value for key in modality.traits if (value := getattr(index, key)) is not None}
     return dataclasses.replace(modality, traits={**modality.traits, **known})

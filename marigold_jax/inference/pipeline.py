@@ -1,8 +1,8 @@
-"""Photographs to depth or normals: encode, denoise, decode, ensemble. One compiled program for each geometry.
+"""From images to depth or normals: prepare, run on the device, finish. One program is compiled for each canvas size.
 
-Behaviour follows diffusers' Marigold pipelines, which can be run beside it to the last digit. Two things are better
-on purpose: the noise of a member depends on the seed alone, so that a photograph's prediction does not depend on its
-neighbours or on the batch size; and the ensemble is aligned in closed form, on the device.
+Results follow diffusers' Marigold pipelines to the last digit, with two intended differences. The noise of a member
+depends on the seed alone, so the prediction for an image does not depend on its batch. And the ensemble is aligned in
+closed form, on the device.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from marigold_jax.data.geometry import RESIZES, fit
-from marigold_jax.data.images import canonical
+from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
+from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.diffusion.scheduler_config import SchedulerConfig
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
@@ -34,7 +34,7 @@ from marigold_jax.weights.model_index import PUBLISHED, ModelIndex, complete, ov
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Where model_index.json does not say: steps by what the sampler is good for, the resolution of every released model.
+# Used where model_index.json has no value. The resolution is that of every released model.
 DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
 DEFAULT_RESOLUTION = 768
 # UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
@@ -43,10 +43,10 @@ DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
 
 @dataclasses.dataclass(frozen=True)
 class MarigoldOutput:
-    """What a call returns. Where the images differ in size, each field is a list with one array for each image.
+    """What a call returns. If the images differ in size, each field is a list with one array for each image.
 
     Attributes:
-        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 near and 1 far; or (n, h, w, 3) unit normals.
+        prediction: float32 (n, h, w, 1) depth in [0, 1], 0 is near, 1 is far; or (n, h, w, 3) unit normals.
         uncertainty: (n, h, w, 1), or None.
         latent: (n · ensemble_size, i, j, 4), or None.
     """
@@ -56,8 +56,22 @@ class MarigoldOutput:
     latent: np.ndarray | list[np.ndarray] | None
 
 
+class Prepared(NamedTuple):
+    """A picture as the network sees it.
+
+    Attributes:
+        canvas: pixels in [-1, 1].
+        geometry: the sizes of the picture and of the canvas.
+        resizing: how it was resized, and how its prediction is resized back.
+    """
+
+    canvas: Float32[np.ndarray, "height width 3"]
+    geometry: Geometry
+    resizing: Resize
+
+
 class CanvasOutput(NamedTuple):
-    """Predictions on the canvas that the network saw, still on the device and perhaps still being computed."""
+    """Predictions at the size of the canvas, still on the device and perhaps still being computed."""
 
     prediction: Float[Array, "n h w c"]
     uncertainty: Float[Array, "n h w 1"] | None
@@ -65,7 +79,7 @@ class CanvasOutput(NamedTuple):
 
 
 class Marigold:
-    """A depth or normals estimator, ready to be called with photographs."""
+    """A depth or normals estimator: `Marigold.from_pretrained(...)(images)`."""
 
     def __init__(self, checkpoint: DiffusionModel):
         unet, vae = checkpoint.unet, checkpoint.vae
@@ -127,23 +141,23 @@ class Marigold:
         stretch: bool | None = None,
         x_axis: str | None = None,
     ) -> "Marigold":
-        """Load a folder (diffusers' layout or native), a Hugging Face id, or a checkpoint that ships (None: default).
+        """Loads a model.
 
-        Everything below is the checkpoint's own choice where it is None; see `description`.
+        Options that are None are taken from the model index; see `weights.model_index`.
 
         Args:
-            name_or_path: see above.
+            name_or_path: a folder (diffusers' layout, native, or a training run), a Hugging Face id, or the name of a
+                checkpoint that ships; None is the default one.
             dtype: "float32" or "bfloat16", of weights and computation.
             revision: of a Hugging Face id.
             vae: the folder or id of another VAE with the same latents, such as "madebyollin/taesd", which decodes many
                 times faster.
-            modality: "depth" or "normals", for a checkpoint that does not say.
-            noise: what denoising begins with: "gaussian", "zeros", with which no seed plays a part, or
-                "multi_resolution".
-            x0: ends in the network's estimate of the clean latent, without the 3 % of noise that DDIM leaves.
-            stretch: for a training that left the range free: depth is stretched to [0, 1] picture by picture, normals
-                are not clipped before they get unit length.
-            x_axis: "right" or "left", where the network's normals point along x. Those returned point right.
+            modality: "depth" or "normals", for a model that does not say.
+            noise: what denoising starts from: "gaussian", "zeros" (the seed then has no effect) or "multi_resolution".
+            x0: return the last estimate of x0, without the 3 % of noise that DDIM leaves.
+            stretch: for a model whose training left the range free: depth is stretched to [0, 1] for each image, and
+                normals are not clipped before they are scaled to unit length.
+            x_axis: "right" or "left", where the network's normals point along x. Returned normals point right.
 
         Raises:
             FileNotFoundError, ValueError: each with one line that says what to do.
@@ -155,7 +169,7 @@ class Marigold:
             checkpoint = with_vae(checkpoint, locate(vae, find=resolve_vae), DTYPES[dtype])
         if (said := says_otherwise(checkpoint.index, modality)) is not None:
             folder = printable(checkpoint.folder)
-            logger.warning("%s estimates %s, by its own words; taken for %s, as was asked", folder, said, modality)
+            logger.warning("%s: model_index.json says %s; running it as %s, as requested", folder, said, modality)
         options = {"modality": modality, "noise": noise, "x0": x0, "stretch": stretch, "x_axis": x_axis}
         index = override(checkpoint.index, str(name_or_path), **options)
         return cls(dataclasses.replace(checkpoint, index=index))
@@ -178,56 +192,50 @@ class Marigold:
         bucket: int = 8,
         resize: str = "diffusers",
     ) -> MarigoldOutput:
-        """Predict for one image or many.
+        """Predicts for one image or many.
 
         Args:
-            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, sizes
-                mixed. Floats lie in [0, 1].
-            num_inference_steps: denoising steps; None is the checkpoint's own choice.
-            ensemble_size: predictions from different noise that are merged; 1 for none, else 3 or more.
-            processing_resolution: the longer side that the network sees, a multiple of 8; 0 for the image's own; None
-                for the checkpoint's choice.
+            images: a PIL image, a uint8, uint16 or float array (h, w, 3) or (n, h, w, 3), or a list of these, of
+                any sizes. Floats lie in [0, 1].
+            num_inference_steps: denoising steps; None is the model's own number.
+            ensemble_size: predictions from different noise to merge; 1 for no ensemble, otherwise 3 or more.
+            processing_resolution: the longer side that the network sees, a multiple of 8; 0 is the image's own size,
+                None is the model's own resolution.
             match_input_resolution: resize the prediction to the image's size.
             resample_method_input: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
             resample_method_output: likewise.
-            batch_size: UNet passes side by side, over images and members; changes memory and speed, not the result.
-            seed: of the noise, within 0 and 2**32 - 1.
-            latents: initial noise in place of the seed's, (n · ensemble_size, i, j, 4).
+            batch_size: UNet passes side by side, over images and members. It changes memory and speed, not the result.
+            seed: of the noise, from 0 to 2**32 - 1.
+            latents: the initial noise, (n · ensemble_size, i, j, 4), in place of the seed's.
             ensembling_kwargs: options of `ensemble_depth` or `ensemble_normals`.
-            output_uncertainty: also how far members disagree; needs an ensemble.
-            output_latent: also the denoised latents.
-            bucket: 8 pads to multiples of 8 as diffusers does; a larger multiple of 8 resizes to multiples of it, so
-                that a mixed folder needs few compilations.
-            resize: "official" resizes as Marigold's authors do (see `data.geometry`), bilinear, with no bucket.
+            output_uncertainty: also return how much the members differ; needs an ensemble.
+            output_latent: also return the denoised latents.
+            bucket: 8 pads to multiples of 8, as diffusers does. A larger multiple of 8 resizes to multiples of itself,
+                so that images of many sizes need few compilations.
+            resize: "diffusers"; or "official", which resizes as Marigold's authors do (see `data.geometry`). It is
+                bilinear and has no bucket.
 
         Raises:
             ValueError: an argument or an image that cannot be used.
         """
-        pictures = [canonical(image) for image in _as_list(images)]
-        if not pictures:
-            raise ValueError("images: an empty list, wanted at least one image")
         if ensemble_size < 1:
             raise ValueError(f"ensemble_size {ensemble_size}: wanted at least 1")
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("output_uncertainty=True needs ensemble_size > 1")
-        if bucket % self.downsampling:
-            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
-        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
-        if resize not in RESIZES or (bucket != 8 and resize != "diffusers"):
-            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
-        rule = RESIZES[resize]
-        geometries = [
-            fit(picture.shape[:2], resolution, bucket) if bucket != 8 else rule.fit(picture.shape[:2], resolution)
-            for picture in pictures
+        pictures = [
+            self.prepare(image, processing_resolution, resample_method_input, bucket, resize)
+            for image in _as_list(images)
         ]
+        if not pictures:
+            raise ValueError("images: an empty list, wanted at least one image")
         batch_size = batch_size or default_batch_size()
         together = max(1, batch_size // ensemble_size)
 
         runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
-        for indices in _groups([geometry.canvas for geometry in geometries], together):
+        for indices in _groups([picture.geometry.canvas for picture in pictures], together):
             raw = self.run(
-                np.stack([rule.to_canvas(pictures[i] * 2 - 1, geometries[i], resample_method_input) for i in indices]),
-                np.asarray([geometries[i].resized for i in indices]),
+                np.stack([pictures[i].canvas for i in indices]),
+                np.asarray([pictures[i].geometry.resized for i in indices]),
                 num_inference_steps,
                 ensemble_size,
                 batch_size=batch_size,
@@ -239,15 +247,18 @@ class Marigold:
             runs |= {index: (raw, place) for place, index in enumerate(indices)}
 
         predictions, uncertainties, all_latents = [], [], []
-        for i, geometry in enumerate(geometries):
+        for i, picture in enumerate(pictures):
             raw, place = runs[i]
-            to_image = functools.partial(
-                rule.from_canvas, geometry=geometry, match_input=match_input_resolution, method=resample_method_output
+            prediction, uncertainty = self.finish(
+                picture,
+                np.asarray(raw.prediction[place]),
+                np.asarray(raw.uncertainty[place]) if output_uncertainty else None,
+                match_input_resolution,
+                resample_method_output,
             )
-            prediction = to_image(np.asarray(raw.prediction[place]))
-            predictions.append(self.modality.finish(prediction) if rule.restore else self.modality.clip(prediction))
-            if output_uncertainty:
-                uncertainties.append(to_image(np.asarray(raw.uncertainty[place])))
+            predictions.append(prediction)
+            if uncertainty is not None:
+                uncertainties.append(uncertainty)
             if output_latent:
                 all_latents.append(np.asarray(raw.latent[place * ensemble_size : (place + 1) * ensemble_size]))
         return MarigoldOutput(
@@ -256,8 +267,64 @@ class Marigold:
             _together(all_latents, np.concatenate),
         )
 
+    def prepare(
+        self,
+        image: Any,
+        processing_resolution: int | None = None,
+        resample_method: str = "bilinear",
+        bucket: int = 8,
+        resize: str = "diffusers",
+    ) -> Prepared:
+        """Resizes and pads one picture for `run`. Runs on the host; threads may call it.
+
+        Args:
+            image: as in `__call__`, which explains the other arguments too. Integers are converted to floats a few
+                rows at a time, so that a large photograph takes little more memory than its pixels.
+
+        Raises:
+            ValueError: an argument or an image that cannot be used.
+        """
+        if bucket % self.downsampling:
+            raise ValueError(f"bucket {bucket}: wanted a multiple of {self.downsampling}")
+        if resize not in RESIZES or (bucket != PATCH and resize != "diffusers"):
+            raise ValueError(f"resize {resize!r}, bucket {bucket}: wanted one of {', '.join(RESIZES)}, or a bucket")
+        resizing = RESIZES[resize]
+        if bucket != PATCH:
+            resizing = dataclasses.replace(resizing, fit=functools.partial(fit, bucket=bucket))
+        resolution = self.default_processing_resolution if processing_resolution is None else processing_resolution
+        pixels = pixels_of(image)
+        geometry = resizing.fit(pixels.shape[:2], resolution)
+        return Prepared(resizing.to_canvas(pixels, geometry, resample_method, in_network_range), geometry, resizing)
+
+    def finish(
+        self,
+        prepared: Prepared,
+        prediction: Float32[np.ndarray, "height width c"],
+        uncertainty: Float32[np.ndarray, "height width 1"] | None = None,
+        match_input_resolution: bool = True,
+        resample_method: str = "bilinear",
+    ) -> tuple[Float32[np.ndarray, "h w c"], Float32[np.ndarray, "h w 1"] | None]:
+        """Brings what `run` returned for one picture back to the picture. Runs on the host; threads may call it.
+
+        Args:
+            prepared: the picture, from `prepare`.
+            prediction: its prediction at the size of the canvas.
+            uncertainty: likewise, or None.
+            match_input_resolution: resize to the picture's own size; otherwise only the padding is cropped.
+            resample_method: how.
+
+        Returns:
+            The prediction, in the range that `MarigoldOutput` promises, and the uncertainty.
+        """
+
+        def resized(values: np.ndarray) -> np.ndarray:
+            return prepared.resizing.from_canvas(values, prepared.geometry, match_input_resolution, resample_method)
+
+        restore = self.modality.finish if prepared.resizing.restore else self.modality.clip
+        return restore(resized(prediction)), None if uncertainty is None else resized(uncertainty)
+
     def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
-        """The sampler of so many steps (None: the checkpoint's own number). ValueError where there is none."""
+        """The sampler for a number of steps; None is the model's own. Raises ValueError for a number it cannot have."""
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
         return sampler_table(self.scheduler, steps, final_x0=self.final_x0)
 
@@ -269,8 +336,8 @@ class Marigold:
         batch_size: int,
         ensembling_kwargs: Mapping[str, Any] | None = None,
     ) -> Program:
-        """What is fixed when `denoise` is compiled for so many members, images and ensembles together."""
-        # As few chunks as the batch size allows, and those of equal size.
+        """What is fixed when `denoise` is compiled for this many members, counted over all images."""
+        # The fewest chunks that the batch size allows, all of the same size.
         chunks = -(-members // batch_size)
         return Program(
             *self.structures,
@@ -296,19 +363,22 @@ class Marigold:
         ensembling_kwargs: Mapping[str, Any] | None = None,
         output_uncertainty: bool = False,
     ) -> CanvasOutput:
-        """The part that runs on the device. Returns at once, while the device works.
+        """Predicts on the device. Returns at once, while the device is still computing.
 
-        Where denoising begins with zeros, nothing is random, and each image goes through a program of its own: the
-        answer is the same to the bit in any batch.
+        Where denoising starts from zeros, nothing is random. Each image is then run by itself, so that its prediction
+        is the same to the bit in any batch.
 
-        `canvases`: pixels in [-1, 1], sides multiples of 8, all of one size; `sizes`: (height, width) of the image in
-        the top left corner of each canvas, the rest being padding.
+        Args:
+            canvases: pixels in [-1, 1], as `prepare` makes them, all of one size.
+            sizes: (height, width) of the image in the top left corner of each canvas; the rest is padding.
+
+        The other arguments are those of `__call__`.
         """
         if ensemble_size == 2:
-            logger.warning("an ensemble of 2 is hardly better than one prediction; take 3 or more")
+            logger.warning("an ensemble of 2 is hardly better than one prediction; use 3 or more")
         table = self.sampler(num_inference_steps)
         if ensemble_size > 1 and latents is None and self.noise == "zeros" and not np.any(table.c):
-            logger.warning("an ensemble of %d that all begin with zeros: every member is the same", ensemble_size)
+            logger.warning("an ensemble of %d that starts from zeros: every member is the same", ensemble_size)
         n, height, width, _ = canvases.shape
         if self.noise == "zeros" and latents is None and n > 1:
             options = {"batch_size": batch_size, "seed": seed, "ensembling_kwargs": ensembling_kwargs}
@@ -337,7 +407,7 @@ class Marigold:
 
 
 def default_batch_size() -> int:
-    """UNet passes side by side where the caller does not say."""
+    """UNet passes side by side if the caller does not choose."""
     return DEFAULT_BATCH_SIZE.get(jax.default_backend(), 1)
 
 
@@ -364,7 +434,7 @@ def _members(latents: Any, images: Sequence[int], ensemble_size: int, count: int
 
 
 def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray] | None:
-    """One array where the sizes agree, else the list; None for nothing asked."""
+    """One array where the sizes agree, else the list; None for an empty list."""
     if not results:
         return None
     return join(results) if len({result.shape[-3:] for result in results}) == 1 else results

@@ -1,13 +1,13 @@
-"""The compiled half of prediction: encode, denoise, decode and ensemble in one program."""
+"""The compiled part of prediction: encode, denoise, decode and ensemble in one program."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from marigold_jax.diffusion.noise import multi_resolution_noise
 from marigold_jax.diffusion.samplers import SamplerTable, step
@@ -15,9 +15,9 @@ from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Structure
 
-COARSE_STRENGTH = 0.9  # of multi-resolution noise: at the last timestep, that of the papers' trainings
+COARSE_STRENGTH = 0.9  # of multi-resolution noise: what Marigold's training has at the last timestep
 
-# What denoising begins with, for one member: (key, shape (i, j, z)) -> latent.
+# What denoising starts from, for one member: (key, shape (i, j, z)) -> latent.
 STARTS = {
     "gaussian": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
     "zeros": lambda key, shape: jnp.zeros(shape, jnp.float32),
@@ -27,7 +27,19 @@ STARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is fixed when the program is compiled; its other inputs are arrays."""
+    """What is fixed when `denoise` is compiled; its other inputs are arrays.
+
+    Attributes:
+        unet: the structure of the UNet, whose parameters are an input.
+        vae: likewise.
+        modality: a key of `MODALITIES`.
+        traits: its traits, sorted.
+        noise: a key of `STARTS`.
+        ensemble_size: predictions merged for each image.
+        chunk: UNet passes side by side; one loop iteration processes so many members.
+        stochastic: whether the sampler adds noise in each step, as LCM does.
+        ensembling: options of the merge, sorted.
+    """
 
     unet: Structure
     vae: Structure
@@ -41,7 +53,7 @@ class Program:
 
 
 def member_keys(seed: UInt32[Array, ""], ensemble_size: int) -> Array:
-    """One key for each member: from the seed alone, so that a photograph's noise is the same in any company."""
+    """One key for each member, from the seed alone: an image's noise does not depend on its batch."""
     return jax.vmap(lambda member: jax.random.fold_in(jax.random.key(seed), member))(jnp.arange(ensemble_size))
 
 
@@ -55,11 +67,34 @@ def denoise(
     seed: UInt32[Array, ""],
     latents: Float[Array, "m i j z"] | None,
 ) -> tuple[Float[Array, "n y x c"], Float[Array, "n y x 1"] | None, Float[Array, "m i j z"]]:
+    """Predicts for images of one size.
+
+    The method is that of Marigold (Ke et al., CVPR 2024, arXiv 2312.02145). The VAE encodes the image (section 3.2).
+    For each member of the ensemble, the UNet denoises a latent beside the image's latent, its condition, with the empty
+    prompt as text (section 3.4). The VAE decodes the result, three channels become a prediction, and the members are
+    aligned and merged (section 3.4; here with `ensemble.py`).
+
+    Sizes: n images of h x w pixels have latents of i x j = h / 8 x w / 8, rounded down, with z = 4 channels;
+    m = n * ensemble_size members, those of one image side by side; y x x = 8i x 8j pixels of a prediction.
+
+    Args:
+        program: what is compiled in.
+        params: "unet" and "vae", by parameter name; "empty_prompt" (words, 1024), the encoded text.
+        table: the sampler: a row for each step, with its timestep and coefficients (see `diffusion.samplers.step`).
+        canvases: pixels in [-1, 1], in the dtype of the parameters.
+        sizes: (height, width) of the image in the top left corner of each canvas. The rest is padding, which does not
+            count where maps are aligned or stretched.
+        seed: of the noise. Member k of each image has the same noise.
+        latents: the initial noise, float32, in place of the seed's.
+
+    Returns:
+        The prediction, float32, c channels: depth in [0, 1] or unit normals; the uncertainty, None without an
+        ensemble; and the denoised latents of all members, float32.
+    """
     unet = functional.merge(program.unet, params["unet"])
     vae = functional.merge(program.vae, params["vae"])
     modality, traits = MODALITIES[program.modality], dict(program.traits)
-    n = len(canvases)
-    ensemble_size, dtype = program.ensemble_size, canvases.dtype
+    n, ensemble_size = len(canvases), program.ensemble_size
 
     rgb = vae.encode(canvases)
     keys = member_keys(seed, ensemble_size)
@@ -74,7 +109,7 @@ def denoise(
 
         def one_step(x: Array, row: tuple[Array, ...]) -> tuple[Array, None]:
             number, timestep, a, b, c = row
-            both = jnp.concatenate([rgb, x.astype(dtype)], axis=-1)
+            both = jnp.concatenate([rgb, x.astype(canvases.dtype)], axis=-1)
             output = unet(both, jnp.broadcast_to(timestep, rgb.shape[:1]), context)
             fresh = None
             if program.stochastic:
@@ -82,32 +117,35 @@ def denoise(
             return step(x, output, fresh, a, b, c), None
 
         x, _ = jax.lax.scan(one_step, x, (jnp.arange(len(table.timesteps)), *table))
-        pixels = vae.decode(x.astype(dtype)).astype(jnp.float32)
+        pixels = vae.decode(x.astype(canvases.dtype)).astype(jnp.float32)
         return modality.from_pixels(pixels, traits), x
 
-    members = n * ensemble_size
-    chunks = -(-members // program.chunk)
-
-    def chunked(x: Array) -> Array:
-        """The last chunk is filled up with copies of the last member."""
-        filled = x[jnp.minimum(jnp.arange(chunks * program.chunk), members - 1)]
-        return filled.reshape(chunks, program.chunk, *x.shape[1:])
-
     inputs = (jnp.repeat(rgb, ensemble_size, axis=0), latents, jnp.tile(keys, n))
-    if chunks == 1:
-        maps, latents = one_chunk(inputs)
-    else:
-        maps, latents = (
-            x.reshape(-1, *x.shape[2:])[:members] for x in jax.lax.map(one_chunk, tuple(map(chunked, inputs)))
-        )
+    maps, latents = _in_chunks(one_chunk, inputs, program.chunk)
 
-    # Only pixels of the image count where maps are aligned or stretched, not those of the padding. A canvas whose sides
-    # are no multiples of 8 is larger than its maps.
-    _, height, width, _ = maps.shape
-    rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
-    mask = (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+    mask = _inside(sizes, *maps.shape[1:3])
     if ensemble_size == 1:
         return modality.alone(maps, mask, traits), None, latents
     merge = functools.partial(modality.merge, traits=traits, **dict(program.ensembling))
     prediction, uncertainty = jax.vmap(merge)(maps.reshape(n, ensemble_size, *maps.shape[1:]), mask)
     return prediction, uncertainty, latents
+
+
+def _in_chunks(function: Callable[[tuple], tuple], inputs: tuple[Array, ...], size: int) -> tuple[Array, ...]:
+    """`function(inputs)`, `size` rows at a time. The last chunk is filled up with copies of the last row."""
+    rows = len(inputs[0])
+    chunks = -(-rows // size)
+    if chunks == 1:
+        return function(inputs)
+
+    def chunked(x: Array) -> Array:
+        filled = x[jnp.minimum(jnp.arange(chunks * size), rows - 1)]
+        return filled.reshape(chunks, size, *x.shape[1:])
+
+    return tuple(x.reshape(-1, *x.shape[2:])[:rows] for x in jax.lax.map(function, tuple(map(chunked, inputs))))
+
+
+def _inside(sizes: Int[Array, "n 2"], height: int, width: int) -> Bool[Array, "n y x"]:
+    """Where maps show the image, not its padding. They are smaller than a canvas with sides that 8 does not divide."""
+    rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
+    return (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])

@@ -1,7 +1,5 @@
 """Both geometries; the diffusers one is run beside diffusers' own image processor."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,6 @@ from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImage
 from marigold_jax.data.geometry import (
     RESIZES,
     Geometry,
-    Photograph,
-    batches_by_canvas,
     default_bucket,
     fit,
     from_canvas,
@@ -130,40 +126,3 @@ def test_the_authors_resizing_refuses_what_has_no_latent():
         official_fit((20, 30), -8)
     with pytest.raises(ValueError, match="bilinear, as in the papers"):
         RESIZES["official"].to_canvas(np.zeros((8, 8, 3), np.float32), official_fit((8, 8), 8), "bicubic")
-
-
-def photograph(width, index=0):
-    geometry = Geometry((64, width), (64, width), (64, width))
-    return Photograph(Path(f"{index}.png"), geometry, np.zeros((64, width, 3), np.float32))
-
-
-def test_batches_are_of_one_canvas_and_keep_everything():
-    widths = [64, 128, 64, 64, 128, 192, 64, 64]
-    batches = list(batches_by_canvas([photograph(w, i) for i, w in enumerate(widths)], 2, waiting_bytes=10**9))
-    got = [([each.path.stem for each in batch], places) for batch, places in batches]
-    # The last picture of width 64 shares its program with the batches before; that of width 192 gets its own.
-    assert got == [(["0", "2"], 2), (["1", "4"], 2), (["3", "6"], 2), (["5"], 1), (["7"], 2)]
-
-
-def test_batches_bound_what_waits():
-    one = photograph(64).canvas.nbytes
-    waiting, most = 0, 0
-
-    def arriving():
-        nonlocal waiting, most
-        for index in range(40):
-            waiting, most = waiting + one, max(most, waiting + one)
-            yield (
-                photograph(64, index)
-                if index % 2
-                else Photograph(
-                    Path(f"{index}"), Geometry((1, 1), (1, 1), (index, 1)), np.zeros((64, 64, 3), np.float32)
-                )
-            )
-
-    seen = []
-    for batch, places in batches_by_canvas(arriving(), 100, waiting_bytes=5 * one):
-        assert len(batch) <= places
-        waiting -= len(batch) * one
-        seen += batch
-    assert len(seen) == 40 and most <= 7 * one

@@ -177,7 +177,7 @@ def test_a_modality_that_the_checkpoint_denies_is_told(tmp_path, caplog):
     assert Marigold.from_pretrained(folder, modality="depth").modality.name == "depth" and not caplog.records
     assert Marigold.from_pretrained(folder, modality="normals").modality.name == "normals"
     (record,) = caplog.records
-    assert record.getMessage() == f"{folder} estimates depth, by its own words; taken for normals, as was asked"
+    assert record.getMessage() == f"{folder}: model_index.json says depth; running it as normals, as requested"
 
 
 @pytest.mark.parametrize(

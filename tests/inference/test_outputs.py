@@ -14,8 +14,11 @@ import pytest
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from marigold_jax.inference import outputs as written
-from marigold_jax.inference.outputs import Journal, color, color_table, depth_to_uint16, names, outputs, save_all
+from marigold_jax.data.colors import color, color_table, depth_to_uint16
+from marigold_jax.inference import journal as written
+from marigold_jax.inference.journal import Journal
+from marigold_jax.inference.modality import MODALITIES
+from marigold_jax.inference.outputs import OUTPUTS, names, outputs, save_all
 from marigold_jax.runtime import files
 from marigold_jax.runtime.files import write
 
@@ -77,6 +80,10 @@ def test_normals_files(tmp_path, normals):
 def test_color_is_matplotlib(depth, color_map):
     expected = (matplotlib.colormaps[color_map](depth[..., 0])[..., :3] * 255).astype(np.uint8)
     np.testing.assert_array_equal(color(depth[..., 0], color_map), expected)
+
+
+def test_every_modality_has_outputs():
+    assert OUTPUTS.keys() == MODALITIES.keys()
 
 
 def test_unknown_color_map_names_near_ones():

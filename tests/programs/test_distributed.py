@@ -23,7 +23,7 @@ from marigold_jax.diffusion.losses import masked_mse
 from marigold_jax.diffusion.optimiser import iter_exponential, make_optimiser
 from marigold_jax.diffusion.schedule import NoiseSchedule
 from marigold_jax.diffusion.scheduler_config import SchedulerConfig
-from marigold_jax.inference.outputs import gather
+from marigold_jax.inference.journal import gather
 from marigold_jax.runtime import distributed, sharding
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.training.objectives.diffusion import diffusion_draw

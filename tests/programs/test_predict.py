@@ -28,8 +28,9 @@ import marigold_jax
 from marigold_jax import predict
 from marigold_jax.data import geometry as geometries
 from marigold_jax.data import images
+from marigold_jax.data.colors import color
 from marigold_jax.data.images import canonical, read_image
-from marigold_jax.inference import outputs
+from marigold_jax.inference import journal, predict_files, stream
 from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.runtime import compilation_cache
 from marigold_jax.runtime import files as disk
@@ -99,7 +100,7 @@ def test_depth_of_a_folder(photos, network, capsys):
         with Image.open(folder / names[1].format(index)) as grey:
             np.testing.assert_array_equal(np.asarray(grey), (depth * np.float32(65535)).astype(np.uint16))
         with Image.open(folder / names[2].format(index)) as colored:
-            np.testing.assert_array_equal(np.asarray(colored), outputs.color(depth, "Spectral"))
+            np.testing.assert_array_equal(np.asarray(colored), color(depth, "Spectral"))
         assert record["input"] == str(photos / f"p{index}.png")
         assert record["outputs"] == [name.format(index) for name in names]
         assert record["size"] == list(expected.shape) and record["seconds"] > 0
@@ -228,7 +229,7 @@ def test_one_batch_shape_for_each_canvas(photos, network):
 
 
 def test_waiting_pictures_are_bounded(photos, network, monkeypatch):
-    monkeypatch.setattr(predict, "WAITING_BYTES", 1)
+    monkeypatch.setattr(stream, "WAITING_BYTES", 1)
     for index in range(5):
         picture(photos / f"p{index}.png", 20, 30, seed=index)
     status, _ = run(photos, "--batch_size", 4)
@@ -280,7 +281,7 @@ def test_not_every_disk_is_endless(photos, network, capsys, monkeypatch):
         file.write(lines[:9])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(outputs, "append", full)
+    monkeypatch.setattr(journal, "append", full)
     capsys.readouterr()
     assert run(photos)[0] == 1
     assert capsys.readouterr().err == f"stopped: {folder / 'predictions.jsonl'}: No space left on device\n"
@@ -577,7 +578,7 @@ def test_out_of_device_memory(photos, network, capsys):
     network.error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.\nmore"), 2
     status, folder = run(photos, "--batch_size", 1)
     assert status == 1
-    assert capsys.readouterr().err == f"{photos / 'p1.png'}: {predict.OUT_OF_MEMORY}\n"
+    assert capsys.readouterr().err == f"{photos / 'p1.png'}: {predict_files.OUT_OF_MEMORY}\n"
     assert (folder / "depth_npy/p0_depth.npy").exists()
 
 
@@ -661,6 +662,43 @@ def test_usage_errors(photos, network, capsys, flags, message):
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, inputs, folder, dtype",
+    [
+        (["a.png"], ["a.png"], "predictions", "float32"),
+        (["--seed", "3", "a.png", "--recursive", "b.png"], ["a.png", "b.png"], "predictions", "float32"),
+        (["a.png", "-i", "b.png", "c.png", "-o", "x"], ["a.png", "b.png", "c.png"], "x", "float32"),
+        (["--input_rgb_dir", "d", "--output_dir", "x", "--half_precision"], ["d"], "x", "bfloat16"),
+        (["-i", "d", "--fp16"], ["d"], "predictions", "bfloat16"),
+        (["-i", "d", "--x0", "--no-stretch", "e"], ["e", "d"], "predictions", "float32"),
+    ],
+)
+def test_pictures_and_the_official_spellings(flags, inputs, folder, dtype):
+    arguments = predict.parse(flags)
+    assert (arguments.input, arguments.output_dir, arguments.dtype) == (inputs, Path(folder), dtype)
+
+
+def test_a_picture_is_all_it_takes(photos, network, monkeypatch, capsys):
+    picture(photos / "p.png", 20, 30)
+    monkeypatch.chdir(photos)
+    assert predict.main(["p.png"]) == 0
+    assert (photos / "predictions/depth_npy/p_depth.npy").exists()
+    assert capsys.readouterr().out.endswith("; predictions in predictions\n")
+
+
+def test_no_pictures_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--seed", "3"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_metres_are_for_depth_alone(photos, network, capsys):
+    network.modality = MODALITIES["normals"]
+    picture(photos / "p.png", 20, 30)
+    assert run(photos, "--checkpoint", "mine", "--align_to", photos)[0] == 1
+    assert capsys.readouterr().err == "stopped: --align_to: mine estimates normals, which have no metres\n"
 
 
 def test_one_program_is_not_several(photos, network, capsys, monkeypatch):

@@ -28,9 +28,6 @@ MAY_IMPORT["prepare"] = {"data", "rooms", "runtime", "evaluation"}
 ALONE = {  # the only file of its folder that may import from there
     "training/validation.py": {"inference"},  # it judges what trains as users will run it
 }
-STILL_TO_GO = {
-    ("data/images.py", "inference"),
-}
 FORBIDDEN = {  # library -> the only places that may import it
     "torch": {"weights/torch_files.py"},
     "diffusers": set(),
@@ -69,7 +66,7 @@ def test_folders_import_from_those_below():
                 continue
             theirs = rest.split(".")[0]
             allowed = {mine} | MAY_IMPORT[mine] | ALONE.get(str(path), set())
-            if theirs not in allowed and (str(path), theirs) not in STILL_TO_GO:
+            if theirs not in allowed:
                 wrong.append(f"{path} imports {name}")
     assert not wrong
 
