@@ -1,22 +1,26 @@
 """Trains or fine-tunes a depth (or normals) estimator.
 
-    python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
-    python -m marigold_jax.train --config configs/hypersim_vkitti.py --workdir DIR --config.data.batch_size=8 ...
+    python -m marigold_jax.train --config quickstart --workdir runs/quickstart
+    python -m marigold_jax.train --config hypersim_vkitti --workdir DIR --config.data.batch_size=8 ...
 
-Several hosts or processes run the same command (`marigold_jax/runtime/distributed.py` says how they find each other).
+To train on several hosts, run the same command on each (`marigold_jax/runtime/distributed.py` tells how they connect).
 
-Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
-(one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
-load. The same command continues a run that was stopped, by whatever means, as if nothing had happened. Then only
-config.run (not its seed), config.data.num_workers, config.data.data_dir and config.data.validation may differ. What a
-run starts from is written down in start.json; where another checkpoint is there now, the run is not continued. One
-training at a time works in DIR.
+A configuration is a recipe and overrides of its keys, as --config.SECTION.KEY=VALUE; `configs/base.py` explains every
+key. DIR gets config.json (the whole configuration), metrics.jsonl (one line per logged step), tensorboard/, panels/,
+checkpoints/, and at the end export/, which --checkpoint and diffusers load.
 
-A configuration is a Python file, and is executed: take none from people whose programs you would not run.
+The same command continues a run that was stopped or killed, with the same result. Only config.run (but not its seed),
+config.data.num_workers, config.data.data_dir and config.data.validation may change then. start.json records the
+checkpoint that the run started from; if another one is there now, the run is refused. Only one training at a time can
+use DIR.
+
+A configuration is a Python file, and it is executed: use only files whose authors you trust.
 Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
 """
 
+import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -26,9 +30,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.prepared import PreparedSplit
@@ -36,24 +39,19 @@ from marigold_jax.data.primitives import Primitives
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
 from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
-from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.runtime.files import write
-from marigold_jax.training import encode_dataset, progress, settings
+from marigold_jax.training import configuration, encode_dataset, overrides, progress
 from marigold_jax.training.objectives.contract import TARGETS
 from marigold_jax.training.setup import make_recipe
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.training.validation import VALIDATIONS
 
 NO_VALIDATION = ("", None, "None", "none")  # a flag for a text makes a text of None
-FLAGS = {
-    "config": "the configuration, a Python file, which is executed",
-    "workdir": "the run's folder; made if missing, continued if it holds this run",
-}
 BUILT_IN = {"primitives/train": {"count": 100_000, "seed": 0}, "primitives/val": {"count": 1000, "seed": 1}}
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    settings.check(config.to_dict())
+    configuration.check(config.to_dict())
     with run_folder.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         train_here(config, workdir)
 
@@ -77,7 +75,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
         signal.signal(number, stop)
     if speaks:
-        run_folder.claim(workdir, config.to_dict())
+        run_folder.claim(workdir, config.to_dict(), configuration.defaults(config.objective.name))
     compilation_cache.enable_cache()
 
     # -------------------------------------------------------------------------------------- Devices, and what starts
@@ -278,22 +276,33 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
     return PreparedSplit(str(Path(data.data_dir) / name))
 
 
-def define_flags() -> None:
-    """Not when this file is imported: others have a flag --config too."""
-    config_flags.DEFINE_config_file("config", None, FLAGS["config"], lock_config=True)
-    flags.DEFINE_string("workdir", None, FLAGS["workdir"])
+def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, Path]:
+    """The configuration and the run's folder. Ends the program, with one line and status 2, for wrong flags."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = terminal.Parser("python -m marigold_jax.train", description=__doc__, formatter_class=raw)
+    configuration.add_flags(parser)
+    folder = "the folder of the run: created if missing, continued if it holds this run"
+    parser.add_argument("--workdir", required=True, metavar="DIR", help=folder)
+    rest, changes = overrides.split(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(rest)
+    if not arguments.workdir:
+        parser.error(f"argument --workdir: wanted {folder}; got an empty name")
+    try:
+        return configuration.load(arguments.config, changes), Path(arguments.workdir).absolute()
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().setLevel("CRITICAL")  # Orbax tells everything that it does, and errors twice
+def main(argv: Sequence[str] | None = None) -> int:
+    config, workdir = parse(argv)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs everything that it does, and errors twice
     try:
         distributed.start()
-        train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
+        train(config, workdir)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        fail(str(error))
+        terminal.fail(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    sys.exit(terminal.run(lambda: app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS))))
+    sys.exit(terminal.run(main))

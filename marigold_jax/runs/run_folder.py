@@ -204,10 +204,11 @@ def _make(workdir: Path) -> None:
         raise ValueError(f"{workdir}: wanted a folder for the run, and a file is there") from None
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+def claim(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Write `config.json`, or check that the run in this folder is one of this configuration.
 
     A run that has not saved a checkpoint yet has nothing to lose, and may begin anew with any configuration.
+    `defaults`: what it means if a section lacks a key, as older runs lack newer keys.
 
     Raises ValueError that lists every key that differs and is not `CHANGEABLE`.
     """
@@ -221,7 +222,8 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{error}: {workdir} holds a run whose configuration cannot be told; put {CONFIG} back, or name "
                 "another --workdir"
             ) from None
-        now, then = ({key: x for key, x in _flat(tree).items() if not _may_change(key)} for tree in (wanted, found))
+        compared = (_completed(tree, defaults or {}) for tree in (wanted, found))
+        now, then = ({key: x for key, x in _flat(tree).items() if not _may_change(key)} for tree in compared)
         differences = [
             f"{key} was {then.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in sorted(now.keys() | then.keys())
@@ -253,6 +255,15 @@ def _is_base(workdir: Path, name: Any) -> bool:
 
 def _may_change(key: str) -> bool:
     return key not in FIXED and any(key == one or key.startswith(f"{one}.") for one in CHANGEABLE)
+
+
+def _completed(config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A configuration, as JSON holds it, with the keys that its sections lack."""
+    known = json.loads(json.dumps(defaults))
+    return {
+        name: {**known.get(name, {}), **section} if isinstance(section, Mapping) else section
+        for name, section in config.items()
+    }
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
