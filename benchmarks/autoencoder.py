@@ -10,7 +10,7 @@ from pathlib import Path
 
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.runs.locate import locate
-from marigold_jax.runtime.cli import fail
+from marigold_jax.runtime.terminal import fail
 from marigold_jax.training.validation import reconstruct
 from marigold_jax.weights.model_folder import load
 

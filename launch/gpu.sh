@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of this machine: one process drives them all. Installs into .venv first where that is missing.
+# Trains on all GPUs of this machine, with one process. Installs into .venv first if there is none.
 #
-#   bash launch/gpu.sh --config configs/hypersim_vkitti.py --workdir runs/depth --config.data.batch_size=8
-#   GPUS=0,1 bash launch/gpu.sh ...          on these alone; DRY_RUN=1 prints the commands instead
+#   bash launch/gpu.sh --config hypersim_vkitti --workdir runs/depth --config.data.batch_size=8
+#   GPUS=0,1 bash launch/gpu.sh ...          uses only these GPUs; DRY_RUN=1 prints the commands instead
 #
-# config.data.batch_size is that of all GPUs together; config.run.fsdp=4 splits the parameters over four of them. Given
-# again, the same command goes on where it stopped.
+# config.data.batch_size counts the images on all GPUs together; config.run.fsdp=4 splits the parameters over four GPUs.
+# The same command continues a run that was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster: one process for each GPU, which find each other through SLURM.
+# Trains on a SLURM cluster, with one process per GPU. The processes connect through SLURM.
 #
-#   sbatch --nodes=2 launch/slurm.sh --config configs/hypersim_vkitti.py --workdir /shared/runs/depth ...
+#   sbatch --nodes=2 launch/slurm.sh --config hypersim_vkitti --workdir /shared/runs/depth ...
 #   DRY_RUN=1 bash launch/slurm.sh ...       prints the command instead
 #
-# Submit from the project's folder, on a disk that all nodes share, with .venv in it (pip install -e '.[cuda]'); --workdir
-# and the data lie on such a disk too. Flags of sbatch before the script overrule those below. Two minutes before time
-# is up the run saves and stops; when the job is put into the queue again, it goes on.
+# Submit from the project's folder, with .venv in it (pip install -e '.[cuda]'). The project, --workdir and the data
+# must be on a disk that all nodes share. sbatch flags before the script override those below. Two minutes before the
+# time limit, the run saves and stops; it continues when the job is requeued.
 #SBATCH --job-name=marigold
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -18,7 +18,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
-# SLURM runs a copy of this file: the project is where the job was submitted.
+# SLURM runs a copy of this file, so its own path is not in the project.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 
 [ $# -gt 0 ] || { sed -n 's/^#\( \|$\)//p' "$0" >&2; exit 2; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv and run the tests. Needs Python 3.11 or newer and nothing else; PYTHON=python3.13 picks another.
+# Installs into .venv and runs the tests. Needs only Python 3.11 or newer; PYTHON=python3.13 selects another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

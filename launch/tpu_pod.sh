@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice, on all of its hosts at once. A slice that is not there yet is made first.
+# Trains on all hosts of a Cloud TPU slice. Creates the slice first if it does not exist.
 #
-#   bash launch/tpu_pod.sh NAME ZONE v5litepod-16 --config configs/hypersim_vkitti.py --workdir /mnt/runs/depth ...
+#   bash launch/tpu_pod.sh NAME ZONE v5litepod-16 --config hypersim_vkitti --workdir /mnt/runs/depth ...
 #   DRY_RUN=1 bash launch/tpu_pod.sh ...     prints the commands instead
 #
-# What follows the type of the slice goes to marigold_jax.train. --workdir and the data lie on a disk that all hosts
-# mount. Hosts get what git has committed. Given again, the same command goes on where it stopped. The slice stays, and
-# costs, until:  gcloud compute tpus tpu-vm delete NAME --zone ZONE
-# VERSION=... names another image than the type's own; PYTHON=... another Python than 3.11.
+# Arguments after the type of the slice are passed to marigold_jax.train. --workdir and the data must be on a disk that
+# all hosts mount. The hosts get the code of the last commit. The same command continues a run that was stopped. The
+# slice is kept, and billed, until:  gcloud compute tpus tpu-vm delete NAME --zone ZONE
+# VERSION=... selects another image than the default of the type; PYTHON=... another Python than 3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ usage() {
     exit 2
 }
 [ $# -gt 3 ] || usage
-case "$1 $2 $3" in -* | *" -"*) usage ;; esac # flags where the slice should be named
+case "$1 $2 $3" in -* | *" -"*) usage ;; esac # flags in place of NAME, ZONE or the type
 name=$1 zone=$2 type=$3
 shift 3
 case $type in
@@ -41,7 +41,7 @@ run git archive --format=tar.gz --output=.marigold_jax.tar.gz HEAD
 tpu scp .marigold_jax.tar.gz "$name:" --worker=all
 run rm .marigold_jax.tar.gz
 
-# On every host: install, then train with the first host as the meeting point. The metadata server knows all of them.
+# On every host: install, then train with the first host as the coordinator. The metadata server lists all hosts.
 attributes=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 script="set -e
 mkdir -p marigold_jax && tar xzf .marigold_jax.tar.gz -C marigold_jax && cd marigold_jax

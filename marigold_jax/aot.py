@@ -1,31 +1,32 @@
-"""What a training or a prediction would need on a TPU slice, found by compiling it there with no TPU at hand.
+"""What a training or a prediction would need on a TPU slice, found by compiling for the slice without a TPU.
 
-    python -m marigold_jax.aot --target tpu:v5e-8 --config configs/quickstart.py
-    python -m marigold_jax.aot --target tpu:v5e-8 --what train --config configs/hypersim_vkitti.py \\
+    python -m marigold_jax.aot --target tpu:v5e-8 --config quickstart
+    python -m marigold_jax.aot --target tpu:v5e-8 --what train --config hypersim_vkitti \\
         --config.data.batch_size=32 --config.data.accumulation=1 --config.run.fsdp=8 \\
         --config.objective.compute_dtype=bfloat16
 
-Compiles the programs that `train` would run for this configuration on all chips of the slice, and the one that
-`predict` would run on a single chip. For each it prints the bytes a chip needs, and has; the arithmetic; what chips
-send to each other; and the least time that a roofline allows. No weights are read and nothing is downloaded: a
-checkpoint that is not on this machine is taken to be Stable Diffusion 2 in size. Where datasets have sizes of their own
-(`config.data.size` is empty), pictures are Hypersim's, 480x640.
+Compiles the programs that `train` would run for this configuration on all chips of the slice, and the program that
+`predict` would run on one chip. For each program it prints the memory that a chip needs and has, the arithmetic, the
+traffic between chips, and the shortest time that a roofline model allows. No weights are read and nothing is
+downloaded: a checkpoint that is not on this machine is assumed to have the size of Stable Diffusion 2. If
+`config.data.size` is empty, images are assumed to have Hypersim's size, 480x640.
 
-Wants libtpu, the compiler: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for simulated devices, and
---target here for the GPUs (or whatever there is) of this machine. A configuration is a Python file, and is executed.
+TPU targets need the compiler libtpu: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for eight simulated
+devices, and --target here for the devices of this machine. A configuration is a Python file, and it is executed: use
+only files whose authors you trust.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
+import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.hardware import roofline, slices
@@ -37,21 +38,12 @@ from marigold_jax.inference.program import denoise
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
 from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding, terminal
-from marigold_jax.runtime.cli import fail, parse
-from marigold_jax.training import settings
+from marigold_jax.training import configuration, overrides
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import make_programs, state_shapes
 from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.hub import local
 
-FLAGS = {
-    "config": "the configuration, a Python file, as for train; it is executed",
-    "target": f"tpu:NAME, with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here",
-}
-FURTHER = {
-    "what": "train, predict or both: which programs to compile (default: both)",
-    "dtype": "of prediction, float32 or bfloat16 (default: bfloat16); for training: config.objective.compute_dtype",
-}
 WHAT = {"train": ("train",), "predict": ("predict",), "both": ("train", "predict")}
 HYPERSIM = (480, 640)
 MIB, GIB = 2**20, 2**30
@@ -262,27 +254,35 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
             print(timing("a prediction", program.work, chip, DEFAULT_BATCH_SIZE[devices[0].platform]), flush=True)
 
 
-def define_flags() -> None:
-    """Not when this file is imported: others have a flag --config too."""
-    config_flags.DEFINE_config_file("config", None, FLAGS["config"], lock_config=True)
-    flags.DEFINE_string("target", None, FLAGS["target"])
-    flags.DEFINE_enum("what", "both", list(WHAT), FURTHER["what"])
-    flags.DEFINE_enum("dtype", "bfloat16", list(DTYPES), FURTHER["dtype"])
-
-
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, argparse.Namespace]:
+    """The configuration and the other flags. Ends the program, with one line and status 2, for wrong flags."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = terminal.Parser("python -m marigold_jax.aot", description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    configuration.add_flags(parser)
+    targets = f"tpu:NAME with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here"
+    add("--target", required=True, help=f"what to compile for: {targets}")
+    add("--what", choices=WHAT, default="both", help="which programs to compile (default: %(default)s)")
+    dtype = "of predictions (default: %(default)s); training uses config.objective.compute_dtype"
+    add("--dtype", choices=DTYPES, default="bfloat16", help=dtype)
+    rest, changes = overrides.split(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(rest)
     try:
-        slices.parse(flags.FLAGS.target)
+        slices.parse(arguments.target)
+        return configuration.load(arguments.config, changes), arguments
     except ValueError as error:
-        fail(str(error), 2)
+        parser.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, arguments = parse(argv)
     try:
-        settings.check(flags.FLAGS.config.to_dict())
-        run(flags.FLAGS.config, flags.FLAGS.target, flags.FLAGS.what, flags.FLAGS.dtype)
+        configuration.check(config.to_dict())
+        run(config, arguments.target, arguments.what, arguments.dtype)
     except (ValueError, OSError, ImportError) as error:
-        fail(str(error))
+        terminal.fail(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    sys.exit(terminal.run(lambda: app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS, FURTHER))))
+    sys.exit(terminal.run(main))

@@ -1,32 +1,36 @@
 """Trains or fine-tunes a depth (or normals) estimator.
 
-    python -m marigold_jax.train --config configs/quickstart.py --workdir runs/quickstart
-    python -m marigold_jax.train --config configs/hypersim_vkitti.py --workdir DIR --config.data.batch_size=8 ...
+    python -m marigold_jax.train --config quickstart --workdir runs/quickstart
+    python -m marigold_jax.train --config hypersim_vkitti --workdir DIR --config.data.batch_size=8 ...
 
-Several hosts or processes run the same command (`marigold_jax/runtime/distributed.py` says how they find each other).
+To train on several hosts, run the same command on each (`marigold_jax/runtime/distributed.py` tells how they connect).
 
-Every key of the configuration can be set as --config.section.key=value. DIR holds config.json (resolved), metrics.jsonl
-(one line a logged step), tensorboard/, panels/, checkpoints/, and in the end export/, which --checkpoint and diffusers
-load. The same command continues a run that was stopped, by whatever means, as if nothing had happened. Then only
-config.run (not its seed), config.data.num_workers, config.data.data_dir and config.data.validation may differ. What a
-run starts from is written down in start.json; where another checkpoint is there now, the run is not continued. One
-training at a time works in DIR.
+A configuration is a recipe and overrides of its keys, as --config.SECTION.KEY=VALUE; `configs/base.py` explains every
+key. DIR gets config.json (the whole configuration), metrics.jsonl (one line per logged step), tensorboard/, panels/,
+checkpoints/, and at the end export/, which --checkpoint and diffusers load.
 
-A configuration is a Python file, and is executed: take none from people whose programs you would not run.
+The same command continues a run that was stopped or killed, with the same result. Only config.run (but not its seed),
+config.data.num_workers, config.data.data_dir and config.data.validation may change then. start.json records the
+checkpoint that the run started from; if another one is there now, the run is refused. Only one training at a time can
+use DIR.
+
+A configuration is a Python file, and it is executed: use only files whose authors you trust.
 Exit status: 0 finished, or stopped by SIGTERM or Ctrl-C with everything saved; 1 failed; 2 wrong usage.
 """
 
+import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
@@ -34,22 +38,16 @@ from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runs.export import export, exported_step, gather_trained, with_params
 from marigold_jax.runs.start import begin
 from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
-from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.runtime.files import write
-from marigold_jax.training import progress, settings
+from marigold_jax.training import configuration, overrides, progress
 from marigold_jax.training.datasets import batch_keys, training_batches, validation_examples
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.training.targets import VALIDATIONS
 
-FLAGS = {
-    "config": "the configuration, a Python file, which is executed",
-    "workdir": "the run's folder; made if missing, continued if it holds this run",
-}
-
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    settings.check(config.to_dict())
+    configuration.check(config.to_dict())
     with run_folder.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         train_here(config, workdir)
 
@@ -74,7 +72,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         signal.signal(number, stop)
     sections = config.to_dict()
     if is_main_process:
-        run_folder.claim(workdir, sections)
+        run_folder.claim(workdir, sections, configuration.defaults(config.objective.name))
     compilation_cache.enable_cache()
 
     # ----------------------------------------------------------------------------- Devices, model, objective, optimiser
@@ -191,22 +189,33 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     distributed.wait_for_all("exported")
 
 
-def define_flags() -> None:
-    """Not when this file is imported: others have a flag --config too."""
-    config_flags.DEFINE_config_file("config", None, FLAGS["config"], lock_config=True)
-    flags.DEFINE_string("workdir", None, FLAGS["workdir"])
+def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, Path]:
+    """Returns the configuration and the run's folder. Ends the program, with one line and status 2, for wrong flags."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = terminal.Parser("python -m marigold_jax.train", description=__doc__, formatter_class=raw)
+    configuration.add_flags(parser)
+    folder = "the folder of the run: created if missing, continued if it holds this run"
+    parser.add_argument("--workdir", required=True, metavar="DIR", help=folder)
+    rest, changes = overrides.split(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(rest)
+    if not arguments.workdir:
+        parser.error(f"argument --workdir: wanted {folder}; got an empty name")
+    try:
+        return configuration.load(arguments.config, changes), Path(arguments.workdir).absolute()
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().setLevel("CRITICAL")  # Orbax tells everything that it does, and errors twice
+def main(argv: Sequence[str] | None = None) -> int:
+    config, workdir = parse(argv)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs everything that it does, and errors twice
     try:
         distributed.start()
-        train(flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute())
+        train(config, workdir)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        fail(str(error))
+        terminal.fail(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    define_flags()
-    sys.exit(terminal.run(lambda: app.run(main, flags_parser=lambda argv: parse(argv, __doc__, FLAGS))))
+    sys.exit(terminal.run(main))

@@ -63,10 +63,15 @@ def _make(workdir: Path) -> None:
         raise ValueError(f"{workdir}: wanted a folder for the run, and a file is there") from None
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+def claim(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Writes `config.json`, or checks that the run in this folder has this configuration.
 
     A run without a checkpoint has nothing to lose, so it may begin again with any configuration.
+
+    Args:
+        workdir: the run's folder.
+        config: its resolved configuration.
+        defaults: for each section, the values of keys that it may lack, as older runs lack newer keys.
 
     Raises:
         ValueError: keys that are not `CHANGEABLE` differ; the message lists all of them. Or the checkpoints of a
@@ -82,7 +87,8 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{error}: {workdir} holds a run whose configuration cannot be told; put {CONFIG} back, or name "
                 "another --workdir"
             ) from None
-        now, before = ({key: x for key, x in _flat(tree).items() if not _may_change(key)} for tree in (wanted, found))
+        compared = (_completed(tree, defaults or {}) for tree in (wanted, found))
+        now, before = ({key: x for key, x in _flat(tree).items() if not _may_change(key)} for tree in compared)
         differences = [
             f"{key} was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in sorted(now.keys() | before.keys())
@@ -114,6 +120,15 @@ def _is_base(workdir: Path, name: Any) -> bool:
 
 def _may_change(key: str) -> bool:
     return key not in FIXED and any(key == one or key.startswith(f"{one}.") for one in CHANGEABLE)
+
+
+def _completed(config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns a configuration, as JSON holds it, with the keys that its sections lack."""
+    known = json.loads(json.dumps(defaults))
+    return {
+        name: {**known.get(name, {}), **section} if isinstance(section, Mapping) else section
+        for name, section in config.items()
+    }
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a program says never stops what it does: streams that are closed, narrow, or read by nobody any more."""
+"""A program's flags and standard streams. A stream that is closed or that nobody reads never stops the program."""
 
 import argparse
 import contextlib
@@ -8,27 +8,43 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from marigold_jax import __version__
 from marigold_jax.runtime.files import printable
+
+MODULES = "python -m marigold_jax."
+command = MODULES  # how programs are started; `marigold_jax.__main__` sets it
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the flags, without the control characters that are in them."""
+    """A parser with --version, which reports an error in one line, without the control characters of its flags."""
+
+    def __init__(self, prog: str | None = None, **options: Any):
+        if prog and prog.startswith(MODULES):
+            prog = command + prog.removeprefix(MODULES)
+        super().__init__(prog, **options)
+        self.add_argument("--version", action="version", version=f"marigold_jax {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        say(f"{self.prog}: {message}; --help tells more", sys.stderr)
+        say(f"{self.prog}: {message}; see --help", sys.stderr)
         sys.exit(2)
 
 
+def fail(message: str) -> NoReturn:
+    """Ends the program with status 1 and one line about the reason."""
+    say(f"error: {message}", sys.stderr)
+    sys.exit(1)
+
+
 def say(line: object, stream: Any = None) -> None:
-    """Prints one line, to standard output where no stream is given. Whoever reads it may have gone away."""
+    """Prints one line, by default to standard output. A reader that has closed the stream is no error."""
     with contextlib.suppress(OSError):
         print(printable(line), file=stream, flush=True)
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a program on streams that can be written to, and returns its exit status.
+    """Runs a program with streams that can be written to, and returns its exit status.
 
-    `| head` and `>&-` change nothing: the program does its work, and ends without a word about it.
+    With `| head` or `>&-`, the program still does all its work, and prints no error about the stream.
     """
     _open_streams()
     quieten()
@@ -36,27 +52,27 @@ def run(main: Callable[[], int]) -> int:
         status = main()
     except SystemExit as stopped:  # wrong flags, or --help
         status = stopped.code
-    except BrokenPipeError:  # a table or a help text of which only the beginning is wanted
+    except BrokenPipeError:  # only the beginning of a table or a help text was read
         status = 0
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # Python would tell of it when it ends
+        except OSError:  # Python would print this error when it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
 
 def quieten() -> None:
-    """Keeps Pillow's remarks on odd files to itself, each two lines with its own source: what matters is an error."""
+    """Hides Pillow's warnings about unusual files: each takes two lines, and what matters is raised as an error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _open_streams() -> None:
-    """A stream that is closed gets the null device: the next file to be opened would take its number, and its text."""
+    """Opens the null device for closed streams: otherwise the next file to be opened would get the stream's output."""
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(free)
     for name, number in {"stdin": 0, "stdout": 1, "stderr": 2}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: not every terminal has every letter
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: not every terminal has every character

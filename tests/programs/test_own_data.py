@@ -1,9 +1,7 @@
 """The commands of docs/training.md for your own data, in miniature: from twenty photographs with depth to a prediction,
 and which parts of them can be left out or are refused."""
 
-import ast
 import dataclasses
-import importlib.util
 import json
 import re
 import shlex
@@ -18,6 +16,8 @@ from PIL import Image
 
 from marigold_jax import predict, prepare, train
 from marigold_jax.runtime import sharding
+from marigold_jax.training import overrides
+from marigold_jax.training.configuration import load
 from marigold_jax.training.datasets import validation_examples
 from marigold_jax.weights import model_folder
 from marigold_jax.weights.scratch import scratch
@@ -45,16 +45,10 @@ def documented(program):
 
 def configuration(arguments, **changes):
     """The configuration that train would have of these flags."""
-    config, rest = arguments[arguments.index("--config") + 1], [word for word in arguments if "=" in word]
-    spec = importlib.util.spec_from_file_location("own", ROOT / config)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = {}
-    for key, value in (word.removeprefix("--config.").split("=", 1) for word in rest):
-        values[key] = ast.literal_eval(value) if value[0] == "(" else value
-    found = module.get_config()
-    found.update_from_flattened_dict(values | SMALL | {key.replace("__", "."): value for key, value in changes.items()})
-    return found.lock()
+    rest, values = overrides.split(arguments)
+    found = load(rest[rest.index("--config") + 1], values)
+    found.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import os
 import random
@@ -19,12 +18,11 @@ import jax
 import numpy as np
 import pytest
 import torch
-from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 from PIL import Image
 from safetensors.numpy import load_file
 
+import marigold_jax
 from marigold_jax import Marigold, train
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.data.transforms import transform
@@ -35,8 +33,8 @@ from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runs.locate import exported, locate
 from marigold_jax.runs.start import start_from
-from marigold_jax.runtime import cli, sharding
-from marigold_jax.training import datasets, progress, settings
+from marigold_jax.runtime import sharding
+from marigold_jax.training import configuration, datasets, progress, recipes
 from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.targets import VALIDATIONS
@@ -46,7 +44,7 @@ from marigold_jax.weights.scratch import scratch
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+CONFIGS = recipes.names()
 SMALL = {  # the quickstart, shrunken
     "model.widths": (16, 16),
     "model.description.default_processing_resolution": 24,
@@ -63,17 +61,11 @@ SMALL = {  # the quickstart, shrunken
 }
 
 
-def load_config(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def small_config(objective=None, **changes):
-    config = load_config("quickstart")
+    config = configuration.load("quickstart")
     if objective:
-        config.objective = objective
+        with config.unlocked():
+            config.objective = objective
     config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
     return config.lock()
 
@@ -252,11 +244,11 @@ def test_a_full_disk_costs_one_line_and_no_checkpoint(reference, run, tmp_path):
 
 def test_wrong_flags_cost_one_line(run, tmp_path):
     for flag, complaint in {
-        "--config.data.batchsize=3": "no such configuration key: batchsize",
-        "--config.data.batch_size=many": "batch_size",
+        "--config.data.batchsize=3": "config.data.batchsize: no such configuration key; wanted one of accumulation,",
+        "--config.data.batch_size=many": "config.data.batch_size=many: wanted a whole number",
         "--config.data.train=(('rooms/train', 1/3),)": "config.data.train: wanted pairs with numbers",
         "--nonsense=1": "nonsense",
-        "more": "more: wanted flags alone, each as --name=value",
+        "more": "unrecognized arguments: more",
         "--config.run.log_every=0": "config.run.log_every=0: wanted a whole number, 1 or more",
     }.items():
         done = run(command(tmp_path / "run", flag), status=1 if "train" in flag or "log" in flag else 2)
@@ -273,13 +265,21 @@ def test_a_missing_configuration_costs_one_line(run, tmp_path, more):
 @pytest.mark.parametrize(
     "program, flags, status, wanted",
     [
-        ("train", ["--help"], 0, ["Trains or fine-tunes", "--workdir", "is executed", "--config.SECTION.KEY=VALUE"]),
-        ("aot", ["--help"], 0, ["What a training or a prediction would need", "--target", "--dtype", "is executed"]),
-        ("train", ["--workdir", "run"], 2, ["error: --config is missing"]),
-        ("train", ["--config.run.steps=3", "--workdir", "run"], 2, ["error: --config is missing"]),
-        ("train", ["--config", "configs/quickstart.py"], 2, ["error: --workdir is missing"]),
-        ("train", ["--config"], 2, ["Missing value for flag --config"]),
-        ("aot", ["--config", "configs/quickstart.py"], 2, ["error: --target is missing"]),
+        (
+            "train",
+            ["--help"],
+            0,
+            ["Trains or fine-tunes", "--workdir", "is executed", "--config.SECTION.KEY", "  lcm "],
+        ),
+        ("aot", ["--help"], 0, ["What a training or a", "--target", "--dtype", "is executed", "  lcm "]),
+        ("train", ["--version"], 0, [f"marigold_jax {marigold_jax.__version__}\n"]),
+        ("train", ["--workdir", "run"], 2, ["marigold_jax.train: ", "required: --config;"]),
+        ("train", ["--config.run.steps=3", "--workdir", "run"], 2, ["marigold_jax.train: ", "required: --config;"]),
+        ("train", ["--config", "quickstart"], 2, ["marigold_jax.train: ", "required: --workdir;"]),
+        ("train", ["--config", "quickstart", "--workdir="], 2, ["--workdir: wanted the folder of the run"]),
+        ("train", ["--config"], 2, ["argument --config: expected one argument"]),
+        ("aot", ["--config", "quickstart"], 2, ["marigold_jax.aot: ", "required: --target;"]),
+        ("aot", ["--config", "quickstart", "--target", "tpu:x"], 2, ["marigold_jax.aot: ", "wanted tpu:NAME with one"]),
     ],
 )
 def test_programs_explain_themselves_and_name_what_is_missing(run, program, flags, status, wanted):
@@ -297,24 +297,21 @@ def test_programs_explain_themselves_and_name_what_is_missing(run, program, flag
         ("x = 1\n", "wanted a Python file with a function get_config"),
         ("import nowhere_at_all\n", ", line 1: ModuleNotFoundError"),
         ("def get_config():\n    pass\n", "get_config returned nothing"),
+        ("def get_config():\n    return [1]\n", "get_config returned list [1], wanted a dictionary of sections"),
     ],
 )
-def test_a_configuration_that_fails_costs_one_line(tmp_path, text, complaint, monkeypatch, capsys):
+def test_a_configuration_that_fails_costs_one_line(tmp_path, text, complaint, capsys):
     file = tmp_path / "mine.py"
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of the test before, to which this would be added
     file.write_text(text)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    monkeypatch.setattr(cli.flags, "FLAGS", values)
     with pytest.raises(SystemExit) as caught:
-        cli.parse(["train", "--config", str(file)], "", {"config": "a file"})
+        train.parse(["--config", str(file), "--workdir", "run"])
     said = capsys.readouterr().err
     assert caught.value.code == 2 and complaint in said and str(file) in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_allowed(name):
-    settings.check(load_config(name).to_dict())
+    configuration.check(configuration.load(name).to_dict())
 
 
 @pytest.mark.parametrize(
@@ -341,12 +338,12 @@ def test_every_configuration_is_allowed(name):
     ],
 )
 def test_what_a_configuration_may_not_say(section, key, value, complaint):
-    config = load_config("quickstart").to_dict()
+    config = configuration.load("quickstart").to_dict()
     config[section] = {**config.get(section, {}), key: value}
     if value is None:
         del config[section][key]
     with pytest.raises(ValueError, match=re.escape(complaint)):
-        settings.check(config)
+        configuration.check(config)
 
 
 def test_another_configuration_is_refused(reference):
@@ -356,12 +353,12 @@ def test_another_configuration_is_refused(reference):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_key_is_read(name):
-    """Those of `model`, `objective` and `optim` are arguments of functions, which `settings` asks for their names."""
+    """Those of `model`, `objective` and `optim` are arguments of functions, whose signatures `configuration` reads."""
     files = (ROOT / "marigold_jax" / "train.py", ROOT / "marigold_jax" / "training" / "datasets.py")
     source = "".join(file.read_text() for file in files)
     read = set(re.findall(r"\b(data|run)\.(\w+)", source)) | set(re.findall(r'\b(data|run)\["(\w+)"\]', source))
-    config = load_config(name).to_dict()
-    settings.check(config)
+    config = configuration.load(name).to_dict()
+    configuration.check(config)
     for section in ("data", "run"):
         unread = {key for key in config[section] if (section, key) not in read}
         assert not unread, f"{name}: {section}.{sorted(unread)} is read by nobody"
@@ -370,7 +367,7 @@ def test_every_configuration_key_is_read(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_begins_with_its_command(name):
     docstring = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()))
-    assert f"python -m marigold_jax.train --config configs/{name}.py --workdir" in docstring
+    assert f"python -m marigold_jax.train --config {name} --workdir" in docstring
 
 
 # ----------------------------------------------------------------------------------------------- here, on eight devices
@@ -505,11 +502,11 @@ def tiny_checkpoints(tmp_path_factory):
 
 def tiny(name, start):
     """A configuration of the repository on small pictures, for two steps; what else it says stays."""
-    config = load_config(name)
+    config = configuration.load(name)
     with config.unlocked():
         if config.model.checkpoint == "scratch":
             config.model.update({"widths": (16, 16), "cell": 2})
-            if "vae_widths" in config.model:
+            if config.model.vae_widths:
                 config.model.vae_widths = (8, 16)
         else:
             config.model.checkpoint = str(start)

@@ -33,7 +33,7 @@ FORBIDDEN = {  # library -> the only places that may import it
     "diffusers": set(),
     "transformers": set(),
     "tensorflow": set(),
-    "ml_collections": {"train.py", "aot.py"},
+    "ml_collections": {"train.py", "aot.py", "training/configuration.py", "training/recipes.py"},
     "scipy": {"data/resample.py"},
 }
 NO_JAX = ("data", "rooms")  # worker processes must start fast

@@ -1,7 +1,6 @@
 """The launchers: sound shell, what they would do, and a JobSet that fits together."""
 
 import ast
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -11,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from marigold_jax.training import configuration, recipes
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-TRAINING = ["--config", "configs/hypersim_vkitti.py", "--workdir", "/my runs/x", "--config.data.train=(('a/b', 1.0),)"]
+TRAINING = ["--config", "hypersim_vkitti", "--workdir", "/my runs/x", "--config.data.train=(('a/b', 1.0),)"]
 BEFORE = {
     "gpu": [],
     "slurm": [],
@@ -62,10 +63,7 @@ def test_how_the_shipped_model_was_made_can_be_repeated():
     known = set()
     for number, words in enumerate(trainings):
         given = dict(word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
-        spec = importlib.util.spec_from_file_location("config", ROOT / words[words.index("--config") + 1])
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        config = configuration.load(words[words.index("--config") + 1])
         assert given["data.data_dir"] == "my data"
         for key, value in given.items():
             section, name = key.split(".")
@@ -119,4 +117,4 @@ def test_the_jobset_fits_together():
     (mount,) = container["volumeMounts"]
     assert all(flags[key].startswith(mount["mountPath"]) for key in ("workdir", "config.data.data_dir"))
     assert int(flags["config.run.fsdp"]) == int(flags["config.data.batch_size"]) / 2 == rows * columns
-    assert (ROOT / flags["config"]).is_file()
+    assert flags["config"] in recipes.names()

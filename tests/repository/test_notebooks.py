@@ -21,6 +21,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from marigold_jax import evaluate, predict, prepare
+from marigold_jax.training import configuration
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -88,11 +89,9 @@ def test_configuration_keys_exist():
     files = set(re.findall(r"configs/\w+\.py", nbformat.writes(read("finetune"))))
     assert len(keys) > 15 and len(files) == 2
     for file in files:
-        spec = importlib.util.spec_from_file_location("config", ROOT / file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        config = configuration.load(str(ROOT / file))
         for key in keys:
-            section = module.get_config()
+            section = config
             for part in key.split("."):
                 section = section[part]
 

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from marigold_jax.runtime import cli
 from marigold_jax.runtime.budget import Budget
 
 LOUD = """
@@ -62,12 +61,6 @@ def test_a_budget_lets_what_is_too_large_go_alone():
     for thread in threads:
         thread.join()
     assert all(sum(each) <= 10 or [amount for amount in each if amount] == [max(each)] for each in most)
-
-
-@pytest.mark.parametrize("name", ["", "--config=a.py", "--config a.py"])
-def test_a_flag_is_looked_for_among_however_many_words(name):
-    """None at all, too: the name of the program alone."""
-    assert cli._value_of("config", ["program", *name.split()]) == ("a.py" if name else "")
 
 
 def test_a_table_of_which_the_beginning_is_read_is_no_error():

@@ -1,6 +1,5 @@
 """Latents that are computed once: the same frames, flips, masks and losses, and never those of another VAE."""
 
-import importlib.util
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from marigold_jax.models import functional
 from marigold_jax.runs.base_model import ModelOptions
 from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import sharding
-from marigold_jax.training import encode_dataset
+from marigold_jax.training import configuration, encode_dataset
 from marigold_jax.training.objectives.diffusion import diffusion_objective
 from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.scratch import fresh_vae
@@ -126,18 +125,17 @@ def run(monkeypatch, data, tmp_path):
     monkeypatch.setattr(train.compilation_cache, "enable_cache", lambda: None)
     one = sharding.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(train.sharding, "make_mesh", lambda fsdp: one)  # eight would compile for much longer
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
 
     def call(**changes):
-        config = module.get_config()
+        config = configuration.load("quickstart")
         small = {
             **{"model.widths": (16, 16), "data.batch_size": 8, "data.size": (16, 24), "optim.ema_decay": 0.0},
             **{"data.data_dir": str(data), "data.train": (("mine/train", 1.0),)},
             **{"run.steps": 2, "run.log_every": 1, "run.evaluate_every": 0, "run.latents": "float32"},
         }
         config.model.vae_widths = (8, 8, 16)
-        config.objective = ConfigDict(changes.pop("objective", config.objective))
+        with config.unlocked():
+            config.objective = ConfigDict(changes.pop("objective", config.objective))
         config.update_from_flattened_dict(small | {key.replace("__", "."): value for key, value in changes.items()})
         train.train(config.lock(), tmp_path / "run")
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
