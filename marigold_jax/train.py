@@ -277,7 +277,7 @@ def open_dataset(name: str, data: ConfigDict) -> DataSource:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, Path]:
-    """The configuration and the run's folder. Ends the program, with one line and status 2, for wrong flags."""
+    """Returns the configuration and the run's folder. Wrong flags end the program with one line and status 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = terminal.Parser("python -m marigold_jax.train", description=__doc__, formatter_class=raw)
     configuration.add_flags(parser)

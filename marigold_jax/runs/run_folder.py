@@ -208,7 +208,7 @@ def claim(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Mappi
     """Write `config.json`, or check that the run in this folder is one of this configuration.
 
     A run that has not saved a checkpoint yet has nothing to lose, and may begin anew with any configuration.
-    `defaults`: what it means if a section lacks a key, as older runs lack newer keys.
+    `defaults`: section -> key -> the value that counts where a configuration lacks the key, as older runs' do.
 
     Raises ValueError that lists every key that differs and is not `CHANGEABLE`.
     """
@@ -258,7 +258,7 @@ def _may_change(key: str) -> bool:
 
 
 def _completed(config: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A configuration, as JSON holds it, with the keys that its sections lack."""
+    """A configuration as JSON holds it, with the default of every key that it lacks."""
     known = json.loads(json.dumps(defaults))
     return {
         name: {**known.get(name, {}), **section} if isinstance(section, Mapping) else section
