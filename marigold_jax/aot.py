@@ -255,7 +255,7 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, argparse.Namespace]:
-    """The configuration and the other flags. Ends the program, with one line and status 2, for wrong flags."""
+    """Returns the configuration and the other flags. Wrong flags end the program with one line and status 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = terminal.Parser("python -m marigold_jax.aot", description=__doc__, formatter_class=raw)
     add = parser.add_argument

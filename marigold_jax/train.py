@@ -190,7 +190,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, Path]:
-    """Returns the configuration and the run's folder. Ends the program, with one line and status 2, for wrong flags."""
+    """Returns the configuration and the run's folder. Wrong flags end the program with one line and status 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = terminal.Parser("python -m marigold_jax.train", description=__doc__, formatter_class=raw)
     configuration.add_flags(parser)

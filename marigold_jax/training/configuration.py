@@ -1,7 +1,7 @@
-"""The configuration of a training: from --config and its overrides to sections of keys, every one of them known.
+"""The configuration of a training run: read from --config and its overrides, completed with defaults, and checked.
 
-`configs/base.py` has all keys with their defaults, a recipe what differs, and `--config.SECTION.KEY=VALUE` what differs
-in one run.
+`configs/base.py` has every key with its default. A recipe states what differs, and `--config.SECTION.KEY=VALUE` what
+differs in one run.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from marigold_jax.training.objectives import OBJECTIVES
 from marigold_jax.training.overrides import Override
 from marigold_jax.training.setup import OptimOptions
 
-LEAST = {  # number -> the least that makes sense
+LEAST = {  # key -> its smallest allowed value
     "data.batch_size": 1,
     "data.accumulation": 1,
     "data.num_workers": 0,
@@ -31,7 +31,7 @@ LEAST = {  # number -> the least that makes sense
     "run.max_skipped": 1,
     "run.fsdp": 1,
 }
-# Keys that a configuration may lack, and what their absence means, beside the default arguments of functions.
+# Defaults of keys that a configuration may lack, in addition to the default arguments of functions.
 OPTIONAL = {"model": {"scheduler": {}, "description": {}}, "run": {"latents": ""}}
 
 
@@ -39,7 +39,7 @@ OPTIONAL = {"model": {"scheduler": {}, "description": {}}, "run": {"latents": ""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --config, and explains overrides and recipes; `overrides.split` takes overrides out of the arguments."""
+    """Adds --config, with help on overrides and recipes. `overrides.split` must remove the overrides before parsing."""
     parser.add_argument(
         "--config",
         required=True,
@@ -53,10 +53,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load(name: str, changes: Sequence[Override] = ()) -> ConfigDict:
-    """Returns the configuration of a recipe or file with these overrides; its keys are fixed, and read as attributes.
+    """Returns the configuration of a recipe or file, with these overrides. No keys can be added to it.
 
-    The file is executed. Raises ValueError, in one line, for a file that is missing or fails, and for an override of an
-    unknown key or with a value of another type.
+    The file is executed. Unknown keys in the file are left for `check` to report.
+
+    Raises:
+        ValueError: the file is missing or fails, or an override has an unknown key or another type of value; one line.
     """
     given = recipes.read(recipes.find(name))
     config = resolve(given, objective=dict(changes).get("objective.name"))
@@ -65,13 +67,13 @@ def load(name: str, changes: Sequence[Override] = ()) -> ConfigDict:
 
 
 def resolve(given: Mapping[str, Any], objective: str | None = None) -> dict[str, Any]:
-    """Returns a whole configuration: that of `base.py`, with the values that are given.
+    """Returns a complete configuration: `base.py`, with the given values in place of its own.
 
-    Values that are dictionaries (`model.scheduler`, `model.description`) are replaced as a whole.
+    A value that is a dictionary (`model.scheduler`, `model.description`) replaces the whole default.
 
     Args:
-        given: sections of keys; what it lacks is taken from `base.py`, what is unknown stays for `check` to refuse.
-        objective: the name of the objective, if it is not the one that is given.
+        given: section -> key -> value. Unknown sections and keys are kept, so that `check` can report them.
+        objective: the name of the objective whose options are added; by default the one in `given`, or `base.py`'s.
     """
     base = _base(objective or _name_of_objective(given))
     sections = {name: value if isinstance(value, Mapping) else None for name, value in given.items()}
@@ -92,7 +94,7 @@ def _name_of_objective(config: Mapping[str, Any]) -> Any:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises ValueError with one line for a section or a key that is missing or unknown, or a number out of range."""
+    """Raises ValueError, in one line, if a section or key is missing or unknown, or a number is out of range."""
     known = sections(_section(config, "objective").get("name"))
     if unknown := config.keys() - known.keys():
         raise ValueError(f"config.{min(unknown)}: no such section; wanted {', '.join(known)}")
@@ -131,9 +133,10 @@ def sections(objective: Any) -> dict[str, tuple[set[str] | None, set[str]]]:
 
 
 def defaults(objective: str) -> dict[str, dict[str, Any]]:
-    """What it means if a configuration, as of an older run, lacks a key: the functions' own default arguments.
+    """Returns section -> key -> the value that a run used if its `config.json` lacks the key, as older runs' do.
 
-    The values are those of `config.json`: a type of numbers is its name.
+    These are the default arguments of functions, not the values of `base.py`, which a user may have edited. Dtypes are
+    given by name, as in `config.json`.
     """
     model, _, options = _parameters(objective)
     found = {"model": _defaults(model), "objective": _defaults(options)}
@@ -144,9 +147,9 @@ Parameters = dict[str, inspect.Parameter]
 
 
 def _parameters(objective: Any) -> tuple[Parameters, Parameters, Parameters]:
-    """The arguments that sections become: of `model`, `optim`, and the options of the objective.
+    """Returns the function parameters that the keys of `model` and `optim` and the objective's options are passed to.
 
-    `Objective.make` takes more, which `training.setup` gives. Raises ValueError if there is no such objective.
+    Parameters that programs pass themselves are left out. Raises ValueError if there is no such objective.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"config.objective.name={objective}: wanted one of {_listed(set(OBJECTIVES))}")

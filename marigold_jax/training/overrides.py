@@ -1,4 +1,4 @@
-"""Overrides: `--config.SECTION.KEY=VALUE` on a command line, read as the type of the value that they replace."""
+"""Overrides: `--config.SECTION.KEY=VALUE` on a command line. VALUE is read as the type of the value it replaces."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ Override = tuple[str, str | None]  # (SECTION.KEY, VALUE); no value for a bare `
 
 FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>.+)")
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-READERS = {  # type -> (how to read it, what to ask for); `bool` is no `int` here, because types are compared exactly
+READERS = {  # type -> (how to read a text, what to ask for); looked up by exact type, so a bool is not an int
     bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
     int: (lambda text: int(text, 16 if text.lower().startswith("0x") else 10), "a whole number"),
     float: (float, "a number"),
@@ -19,7 +19,7 @@ READERS = {  # type -> (how to read it, what to ask for); `bool` is no `int` her
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Returns the other arguments, and the overrides among them, each in the order given."""
+    """Separates overrides from the other arguments; returns (other arguments, overrides), both in the order given."""
     rest, overrides, words = [], [], list(argv)
     while words:
         word = words.pop(0)
@@ -39,9 +39,11 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 def apply(config: dict[str, Any], overrides: Sequence[Override]) -> None:
     """Replaces values of a configuration, in place.
 
-    Of several overrides of one key the last counts; those of a tuple are joined, so that `=16` and `=24` make (16, 24).
+    If a key is overridden more than once, the last value counts. For a tuple, the values are joined: `=16` and `=24`
+    make (16, 24).
 
-    Raises ValueError, one line that names the key, if there is no such key or the value has another type.
+    Raises:
+        ValueError: there is no such key, or the value has another type; one line that names the key.
     """
     texts: dict[str, list[str | None]] = {}
     for key, text in overrides:
@@ -77,7 +79,7 @@ def _read(name: str, texts: Sequence[str | None], old: Any) -> Any:
 
 
 def _tuple(name: str, text: str | None) -> tuple[Any, ...]:
-    """Items of a Python literal. What is no literal is one text: whoever reads the key says what it wants."""
+    """The items of a Python literal. Any other text is one item; the code that reads the key checks the items."""
     try:
         value = ast.literal_eval(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Recipes: the Python files in `configs/` that hold configurations. Here they are listed, found and executed.
+"""Recipes: the Python files in `configs/` that define configurations. This module lists, finds and executes them.
 
-Each has a function `get_config`, which returns sections of keys. `base.py` beside them has every key with its default;
-a recipe says only what differs.
+Each file has a function `get_config`, which returns a dictionary of sections, each a dictionary of keys. `base.py` has
+every key with its default; a recipe states only what differs.
 """
 
 import ast
@@ -20,7 +20,7 @@ NO_CONFIGURATION = "wanted a Python file with a function get_config, which retur
 
 
 def folder() -> Path:
-    """The folder that holds `base.py` and the recipes. Raises ValueError where there is none."""
+    """The folder that holds `base.py` and the recipes. Raises ValueError if there is none."""
     for path in FOLDERS:
         if (path / BASE).is_file():
             return path
@@ -56,7 +56,7 @@ def find(name: str) -> Path:
 def read(file: Path, *arguments: Any) -> dict[str, Any]:
     """Executes a configuration file, and returns what its `get_config(*arguments)` returns.
 
-    Raises ValueError, one line with the file and the line in it, for whatever goes wrong there.
+    Raises ValueError for any error in the file: one line, with the file's name and the line number.
     """
     try:
         spec = importlib.util.spec_from_file_location("configuration", file)
