@@ -88,7 +88,7 @@ def load_component(
         raise ValueError(f"{tensors}: {error}") from error
 
     def read(path):
-        stored = torch_names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
+        stored = torch_names.from_torch(path, shapes[path].ndim, tensors.read(matches[path]))
         with np.errstate(over="ignore"):  # said below, by name
             array = np.ascontiguousarray(stored, dtype=dtype)
         if stored.dtype.itemsize > array.dtype.itemsize:
@@ -120,9 +120,7 @@ def save_component(
     folder.mkdir(parents=True)
     write_json(folder / CONFIG, {"_class_name": class_name} | config_to_dict(config, fixed))
     tensors = {
-        torch_names.checkpoint_name(path, np.ndim(array)): torch_names.to_checkpoint(
-            path, np.asarray(array, dtype), spatial
-        )
+        torch_names.torch_name(path, np.ndim(array)): torch_names.to_torch(path, np.asarray(array, dtype), spatial)
         for path, array in params.items()
     }
     save_file(tensors, folder / file, metadata={"format": "pt"})

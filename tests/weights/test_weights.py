@@ -881,7 +881,7 @@ def test_a_hub_id_that_cannot_be_had(hub_cache):
 def test_convert_there_and_back(original, tmp_path, capsys):
     assert convert.main(["--source", str(original), "--output", str(tmp_path / "native")]) == 0
     assert "M parameters" in capsys.readouterr().out
-    back = ["--source", str(tmp_path / "native"), "--output", str(tmp_path / "back"), "--to", "diffusers"]
+    back = ["-i", str(tmp_path / "native"), "-o", str(tmp_path / "back"), "--to", "diffusers"]
     assert convert.main(back) == 0
     assert "no text encoder" in capsys.readouterr().out
     assert_same_params(model_folder.load(tmp_path / "back"), model_folder.load(original))
