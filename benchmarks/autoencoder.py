@@ -1,8 +1,8 @@
-"""What a checkpoint's VAE alone costs: photographs and normalised depth, encoded and decoded again.
+"""Reconstruction error of a checkpoint's VAE: photographs and normalised depth, encoded and decoded again.
 
     python benchmarks/autoencoder.py --data_dir data
 
-Means over the frames of a prepared split: PSNR of photographs in dB, AbsRel and delta1 of depth, aligned.
+Prints means over the frames of a prepared split: PSNR of photographs in dB, AbsRel and delta1 of aligned depth.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--split", default="rooms/test", help="of a prepared dataset (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="whatever `predict` takes (default: the one that ships)")
+    parser.add_argument("--checkpoint", help="as for `predict` (default: the bundled model)")
     args = parser.parse_args()
     try:
         frames, checkpoint = PreparedSplit(str(args.data_dir / args.split)), load(locate(args.checkpoint))

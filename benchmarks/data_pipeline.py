@@ -1,9 +1,9 @@
-"""How many training samples a second the data loader delivers, with and without worker processes.
+"""Speed of the data loader: training samples per second, with and without worker processes.
 
     python benchmarks/data_pipeline.py
 
 Makes a synthetic dataset of 1024 x 768 PNG images and 16-bit depth (the size of Hypersim), prepares it, and reads it at
-640 x 480 both ways: as the reference resizes, and antialiased.
+640 x 480, resized as in the official code and antialiased.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from marigold_jax.data.loader import make_loader
 
 
 def write_frames(root: Path, frames: int) -> None:
-    """Textured slopes with sensor noise: about as many bytes as a rendered frame."""
+    """Writes textured slopes with sensor noise, which have about as many bytes as rendered frames."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:768, :1024]
     for folder in ("rgb", "depth"):
@@ -35,12 +35,12 @@ def write_frames(root: Path, frames: int) -> None:
 
 
 def measure(path: str, num_workers: int, antialias: bool, batch_size: int, seconds: float) -> tuple[float, float]:
-    """Seconds to the first batches, and samples a second after that."""
+    """Returns the seconds to the first batches, and the samples per second after that."""
     loader = make_loader(
         [(path, 1)], batch_size=batch_size, seed=0, size=(480, 640), num_workers=num_workers, antialias=antialias
     )
     start = time.perf_counter()
-    for _ in range(1 + 3 * num_workers):  # until what was read ahead while the workers started is used up
+    for _ in range(1 + 3 * num_workers):  # use up what was read ahead while the workers started
         next(loader)
     first, batches = time.perf_counter() - start, 0
     start = time.perf_counter()
@@ -55,7 +55,7 @@ def measure(path: str, num_workers: int, antialias: bool, batch_size: int, secon
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--batch_size", type=int, default=2, help="the reference's micro-batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=2, help="the official micro-batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: %(default)s)")
     args = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Depth ensembling: accuracy against a known truth and time, beside diffusers.
+"""Depth ensembling: accuracy against a known truth and time, compared with diffusers.
 
     python benchmarks/ensemble.py
 
 Ten members of 576x768 in each of four toy ensembles, merged by diffusers' `MarigoldDepthPipeline.ensemble_depth` and by
 both methods of `marigold_jax.ensemble`, all with their defaults, on the CPU. Errors are taken after a least-squares
-affine fit of the merged map to the truth, which is how affine-invariant depth is judged. Times are those of a compiled
-program, the best of several runs (diffusers: of one); compilation is listed on its own. Needs diffusers, torch and
-SciPy, and two minutes or so.
+affine fit of the merged map to the truth, as usual for affine-invariant depth. Times are those of a compiled
+program, the best of several runs (diffusers: of one); compilation is listed separately. Needs diffusers, torch and
+SciPy; takes about two minutes.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def toy_ensemble(kind: str, height: int, width: int, seed: int) -> tuple[np.ndar
         members = np.where(generator.random(shape) < 0.002, generator.uniform(-0.5, 1.5, shape), members)
     elif kind == "drift":  # a smooth error of the size of the noise
         members += NOISE * np.stack([low_frequency(height, width, generator) for _ in range(MEMBERS)])
-    elif kind == "broken":  # two members know nothing of the scene
+    elif kind == "broken":  # two members are unrelated to the scene
         for member in range(2):
             noise = NOISE * generator.normal(size=(height, width))
             members[member] = 0.5 + 0.2 * low_frequency(height, width, generator) + noise
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height", type=int, default=576)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--repeats", type=int, default=10, help="runs of the compiled programs; the best one counts")
+    parser.add_argument("--repeats", type=int, default=10, help="runs of each program; the fastest is reported")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

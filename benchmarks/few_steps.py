@@ -1,12 +1,12 @@
-"""What few steps cost and what they are worth: the table of arXiv 2409.11355, on any prepared dataset.
+"""Accuracy and time by number of denoising steps: the table of arXiv 2409.11355, on any prepared dataset.
 
     python benchmarks/few_steps.py --diffusion runs/rooms --lcm runs/lcm --end_to_end marigold-rooms \\
         --dataset rooms --data_dir data
 
-Depth or normals, as the checkpoints are. A checkpoint of the papers' diffusion objective is run with 50 steps and an
-ensemble of ten, with ten steps, and with one, at a leading and at a trailing timestep; a distilled one with one step
-and with four; an end-to-end fine-tuned one with one. Seconds are those of a picture, one picture at a time, from pixels
-to prediction, the first picture (compiling) left out.
+Works for depth and for normals checkpoints. A checkpoint trained with the diffusion objective is run with 50 steps and
+an ensemble of ten, with ten steps, and with one leading and one trailing step; a distilled checkpoint with one step and
+with four; an end-to-end fine-tuned checkpoint with one. Times are seconds per image, one image at a time, from pixels
+to prediction, without the first image (which compiles).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from marigold_jax.weights import model_folder
 
 
 class Row(NamedTuple):
-    """A way to predict: whose checkpoint, how many steps and members, and how timesteps are spaced (None: its own)."""
+    """A way to predict: which checkpoint, how many steps and members, and the spacing of timesteps (None: its own)."""
 
     title: str
     checkpoint: str
@@ -60,11 +60,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     for name in dict.fromkeys(row.checkpoint for row in ROWS):
-        add(f"--{name}", metavar="NAME|DIR", help="a checkpoint; its rows are left out without one")
-    add("--dataset", required=True, metavar="NAME", help="what `prepare` made")
+        add(f"--{name}", metavar="NAME|DIR", help="a checkpoint; without it, its rows are left out")
+    add("--dataset", required=True, metavar="NAME", help="a dataset made by `prepare`")
     add("--data_dir", type=Path, required=True, metavar="DIR")
     add("--split", default="test")
-    add("--limit", type=int, default=100, help="score so many images, evenly spread (default: 100)")
+    add("--limit", type=int, default=100, help="number of images to score, evenly spread (default: 100)")
     add("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     rows = [row for row in ROWS if getattr(arguments, row.checkpoint)]
@@ -94,7 +94,7 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     print(f"{datetime.date.today()}, {device}, {os.cpu_count()} cores, jax {jax.__version__}; {len(indices)} images")
     first, second = quantity.headline
-    print(table([quantity.name, first, "standard error", second, "s a picture"], lines))
+    print(table([quantity.name, first, "standard error", second, "s per image"], lines))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Stable Diffusion 2 at full size (866 M + 84 M parameters), ours against diffusers: same weights, picture and noise.
+"""Stable Diffusion 2 at full size (866 M + 84 M parameters), compared with diffusers: same weights, image and noise.
 
     python benchmarks/full_size.py                   512 px, 1 step: parity, wall time and peak memory
     python benchmarks/full_size.py --modules         also the time of UNet, encoder and decoder one by one
     python benchmarks/full_size.py --steps 4 --resolution 768
 
-The weights are random (norm scales too), written once to a scratch folder of 5 GB. Each side runs in a process of its
-own, with the same threads, float32, PyTorch in channels_last. After one call for warming up the two take turns, so
-that a busy machine is equally busy for both; the fastest of three counts.
+The weights are random (norm scales too) and are written once to a temporary folder of 5 GB. Each side runs in its own
+process, with the same number of threads, in float32, PyTorch in channels_last. After one warm-up call the two take
+turns, so that other load on the machine affects both; the fastest of three calls is reported.
 """
 
 import argparse
@@ -120,7 +120,7 @@ SIDES = {"diffusers": torch_side, "ours": jax_side}
 
 
 def serve(side: str, out: Path, *arguments) -> None:
-    """Answer each line of standard input, the name of a call, with its seconds and this process's peak memory."""
+    """For each line of standard input, the name of a call, prints its seconds and the peak memory of this process."""
     started = time.perf_counter()
     calls = SIDES[side](*arguments)
     print("REPORT", time.perf_counter() - started, peak_gib(), flush=True)
@@ -133,7 +133,7 @@ def serve(side: str, out: Path, *arguments) -> None:
 
 
 class Side:
-    """A process that serves one side."""
+    """A process that runs one side."""
 
     def __init__(self, side: str):
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side]

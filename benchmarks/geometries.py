@@ -1,9 +1,9 @@
-"""How much `--bucket 64` changes predictions, and how many programs it saves, against diffusers' geometry (bucket 8).
+"""How much `--bucket 64` changes predictions and how many programs it saves, compared with diffusers' way (bucket 8).
 
     python benchmarks/geometries.py --checkpoint NAME|DIR --input FOLDER
 
-For each photograph both depth maps are compared after a least-squares scale and shift, as Marigold is evaluated; the
-other seed's column says how much a different noise changes the same prediction.
+For each photograph, the two depth maps are compared after a least-squares scale and shift, as in Marigold's evaluation.
+The column "other seed" shows how much different noise changes the same prediction.
 """
 
 import argparse

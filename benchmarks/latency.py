@@ -1,12 +1,12 @@
-"""Predictions of one checkpoint, ours against diffusers, in one run: latency by steps and ensemble, and throughput.
+"""Predictions of one checkpoint compared with diffusers: latency by steps and ensemble size, and throughput.
 
-    python benchmarks/latency.py                                       the model that ships, on this machine's CPUs
+    python benchmarks/latency.py                                       the bundled model, on this machine's CPUs
     python benchmarks/latency.py --checkpoint prs-eth/marigold-depth-v1-1 --dtype bfloat16 --compile
 
-The second is meant for a GPU; both sides take it where they find one. The picture has 768x576 pixels and is processed
-at that size. After a first call each (compiling, in seconds below) the two take turns, and the median counts. Ensembles
-are aligned by each side's own default. The last line predicts several pictures in one call. `--compile` gives diffusers
-torch.compile.
+The second is meant for a GPU; both sides use a GPU if there is one. The image has 768x576 pixels and is processed at
+that size. After one first call each, which compiles and is reported separately, the two take turns; the median is
+reported. Each side aligns ensembles with its own default. The last line predicts several images in one call.
+`--compile` applies torch.compile to diffusers.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def seconds(predict, *arguments) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a folder in diffusers' layout or an id (default: the one that ships)")
+    parser.add_argument("--checkpoint", help="a diffusers folder or a Hugging Face id (default: the bundled model)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile for diffusers")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each (default: 3)")

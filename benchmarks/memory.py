@@ -1,16 +1,16 @@
-"""What Stable Diffusion 2 at full size needs of memory, from shapes alone: no weights, nothing is run.
+"""Memory of Stable Diffusion 2 at full size, from shapes alone: no weights are loaded and nothing is run.
 
     python benchmarks/memory.py                                          prediction at 768 and 2048, on CPUs
     python benchmarks/memory.py --parts decode --dtypes bfloat16 --target tpu:v5e-1          ('.[tpu]', no TPU)
-    python benchmarks/memory.py --training                               what a training step stores for its gradient
+    python benchmarks/memory.py --training                               memory stored for a training step's gradient
 
 The first two compile each program whole and in strips (`models/strips.py`) and print the compiler's own analysis:
-arguments, temporaries and results of one picture, 4:3, one step. CPUs compute bfloat16 in float32, so what their
-compiler says of it is too much: half of float32 is nearer to what an accelerator takes.
+arguments, temporaries and results for one image, 4:3, one step. CPUs compute bfloat16 in float32, so their compiler
+overestimates it: half of the float32 figure is closer to what an accelerator needs.
 
-The third needs no compiler. It lists the arrays that a gradient, as JAX derives it, keeps between forward and backward
-(those that lie there anyway, parameters and pictures, not counted), and the arithmetic of the step, for each way to
-rematerialise. A compiler that fuses may keep less, and needs room to work in beside it.
+The third needs no compiler. It lists the arrays that JAX's derivative keeps between the forward and the backward pass
+(without those that exist anyway: parameters and images), and the arithmetic of the step, for each rematerialisation
+policy. A compiler that fuses operations may keep less, but needs temporary memory in addition.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def programs(base: DiffusionModel, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """Each part of a prediction at resolution x resolution * 3 / 4, and the whole, with the shapes of its arguments."""
+    """Each part of a prediction at resolution x resolution * 3 / 4, and all of it, with the shapes of its arguments."""
     pipe = Marigold(base)
     params = jax.tree.map(lambda x: Shape(x.shape, dtype), pipe.params)
     height, width = resolution * 3 // 4, resolution
@@ -72,7 +72,7 @@ def measure(function: Callable, arguments: tuple[Any, ...], layout: sharding.Lay
     """Bytes of arguments, temporaries and results, and the seconds that compiling took."""
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-        # A new function each time: JAX keeps what it has traced, and strips are chosen when tracing.
+        # A new function each time: JAX caches traces, and strips are chosen during tracing.
         lowered = jax.jit(lambda *arrays: function(*arrays)).lower(*layout.shapes(arguments))
     memory = lowered.compile().memory_analysis()
     sizes = [memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes]
@@ -98,7 +98,7 @@ def prediction(arguments: argparse.Namespace) -> None:
 
 
 def stored(loss: Callable, *arguments: Any) -> Iterator[Any]:
-    """The shapes of what the gradient by the first argument keeps, but for what is among the arguments."""
+    """Shapes of the arrays that the gradient by the first argument keeps, without the arguments themselves."""
     traced = jax.make_jaxpr(lambda first, *rest: jax.tree.leaves(jax.vjp(lambda p: loss(p, *rest), first)[1]))(
         *arguments
     ).jaxpr
@@ -136,7 +136,7 @@ def training(arguments: argparse.Namespace) -> None:
                     f"{objective:12} {dtype:9} {remat:7} {kept / GB:7.2f} {work / 1e12:7.2f} {work / first:8.2f}",
                     flush=True,
                 )
-    # A block that is computed again going backward then keeps what its own gradient needs, one block at a time.
+    # A recomputed block keeps what its own gradient needs during the backward pass, one block at a time.
     for dtype in arguments.dtypes:
         params = {path: Shape(x.shape, DTYPES[dtype]) for path, x in base.vae.params.items()}
         latent = Shape((1, 60, 80, 4), DTYPES[dtype])
@@ -149,7 +149,7 @@ def training(arguments: argparse.Namespace) -> None:
 
 
 def _decode(structure: Any, checkpoint: Callable, inside: list[int], latents: Any, params: Any) -> Any:
-    """Decodes, and appends the bytes that each block stores for its own gradient to `inside`."""
+    """Decodes, and appends to `inside` the bytes that each block stores for its own gradient."""
 
     def wrap(block: Callable) -> Callable:
         def call(x: Any) -> Any:
@@ -162,7 +162,7 @@ def _decode(structure: Any, checkpoint: Callable, inside: list[int], latents: An
 
 
 def total(arrays: Iterable[Any]) -> int:
-    """Their bytes together."""
+    """Total number of bytes."""
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--resolutions", type=int, nargs="+", default=[768, 2048])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--training", action="store_true", help="a training step, in place of prediction")
+    parser.add_argument("--training", action="store_true", help="a training step instead of a prediction")
     arguments = parser.parse_args()
     print(f"{datetime.date.today()}, jax {jax.__version__}", flush=True)
     (training if arguments.training else prediction)(arguments)

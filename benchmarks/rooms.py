@@ -1,9 +1,9 @@
-"""How many frames of rendered rooms one core makes in a second, and where the time goes.
+"""Rendering speed of `prepare rooms`: frames per second on one core, and where the time goes.
 
     python benchmarks/rooms.py [--assets FOLDER] [--size 144 192] [--scenes 3] [--views 4]
 
-Each kind of scene is built, prepared and seen `views` times. Every scene is built twice, and only the second time
-counts: by then its models' files have been read.
+Each kind of scene is built, prepared and rendered from `--views` cameras. Every scene is built twice and only the
+second time is measured, after the files of its models have been read.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from marigold_jax.rooms.render import Renderer
 
 
 def measure(kind: str, models: catalogue.Catalogue, size: tuple[int, int], scenes: int, views: int) -> list[float]:
-    """Seconds to build a scene, to prepare it, to render a frame; triangles a scene; frames a second, all in all."""
+    """Seconds to build a scene, to prepare it, to render a frame; triangles per scene; frames per second in total."""
     spent, triangles = [0.0, 0.0, 0.0], 0
     for number in tqdm(range(scenes), desc=kind, disable=None, leave=False):
         world.build(kind, "train", number, views, models)  # reads the files of its models
@@ -38,7 +38,7 @@ def measure(kind: str, models: catalogue.Catalogue, size: tuple[int, int], scene
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, help="a folder of furniture; left out, the built-in models")
+    parser.add_argument("--assets", type=Path, help="a folder of furniture (default: the built-in models)")
     parser.add_argument("--size", type=int, nargs=2, default=(144, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--scenes", type=int, default=3, help="of each kind")
     parser.add_argument("--views", type=int, default=4, help="of each scene")

@@ -1,9 +1,9 @@
-"""How many saved predictions `evaluate` scores in a second: 654 of 480x640, the size of NYUv2's test split.
+"""Scoring speed of `evaluate`: 654 saved predictions of 480x640, the size of NYUv2's test split.
 
     python benchmarks/scoring.py [--images 654]
 
-Random photographs, depth and predictions are written to a temporary folder in NYUv2's official layout first; that does
-not count. Reading, decoding, aligning and all ten metrics do.
+Random photographs, depth and predictions are first written to a temporary folder in NYUv2's official layout, which is
+not timed. Reading, decoding, alignment and all ten metrics are.
 """
 
 import argparse

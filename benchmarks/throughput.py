@@ -1,9 +1,9 @@
-"""Whether `predict` keeps its speed and its memory over a long folder of pictures of many sizes.
+"""Speed and memory of `predict` over a long folder of images of many sizes.
 
-    python benchmarks/throughput.py                       2,000 pictures, the model that ships
+    python benchmarks/throughput.py                       2,000 images, with the bundled model
 
-Pictures are drawn at random, at sizes of phones, cameras, screens and thumbnails, JPEG. The program runs as a user runs
-it; pictures are counted as they appear in predictions.jsonl, and its memory is read while it works (Linux).
+The images are random JPEGs with the sizes of phones, cameras, screens and thumbnails. The program runs as a user would
+run it. Images are counted as they appear in predictions.jsonl, and memory is read while it runs (Linux).
 """
 
 import argparse

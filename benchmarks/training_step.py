@@ -1,16 +1,16 @@
-"""One training step, ours beside PyTorch's, in one run: seconds, samples a second, MFU and peak memory.
+"""One training step compared with PyTorch: seconds, samples per second, MFU and peak memory.
 
-    python benchmarks/training_step.py                           the small model that ships, on this machine's CPUs
+    python benchmarks/training_step.py                           the bundled model, on this machine's CPUs
     python benchmarks/training_step.py --full --alone --encode   Stable Diffusion 2, batch 1 at 480x640, 20 GB
     python benchmarks/training_step.py --full --batch_size 32 --dtype bfloat16 --remat blocks --compile
 
-The last is meant for a GPU of 80 GB; both sides take it where they find one. A step is the gradient of the paper's
-objective on cached latents, with Gaussian noise, and Adam. `--encode` encodes images and depth with the frozen VAE
-first. The peer is diffusers' UNet with the same configuration, PyTorch's fused Adam and, for bfloat16, autocast;
-`--remat` other than none is its gradient checkpointing, `--compile` gives it torch.compile. After a first step each
-(compiling) the two take turns, and the median counts. MFU: the operations of our step, nothing computed twice, over
-what the device could do in that time: its maker's figure for bfloat16, or, on CPUs, the fastest of ten products of two
-matrices of 2048x2048.
+The last is meant for a GPU with 80 GB; both sides use a GPU if there is one. A step is the gradient of the paper's
+objective on cached latents with Gaussian noise, and Adam. `--encode` first encodes images and depth with the frozen
+VAE. PyTorch runs diffusers' UNet with the same configuration, fused Adam and, for bfloat16, autocast; `--remat` other
+than none turns on gradient checkpointing there, and `--compile` applies torch.compile. After one first step each, which
+compiles, the two take turns; the median is reported. MFU is the number of operations of our step, without
+recomputation, divided by what the device could do in that time: the manufacturer's figure for bfloat16 or, on CPUs, the
+fastest of ten products of two 2048x2048 matrices.
 """
 
 import argparse
@@ -41,7 +41,7 @@ RATE, CELL = 3e-5, 8
 
 
 def networks(full: bool) -> list[tuple[functional.Structure, functional.Params]]:
-    """Structure and parameters of UNet and VAE: random at full size, else what ships."""
+    """Structure and parameters of UNet and VAE: random at full size, otherwise those of the bundled model."""
     if full:
         makes = (lambda rngs: unet.UNet(unet.SD2, rngs)), (lambda rngs: vae.VAE(vae.SD2, rngs))
         return [functional.initialise(make) for make in makes]
@@ -50,7 +50,7 @@ def networks(full: bool) -> list[tuple[functional.Structure, functional.Params]]
 
 
 def make_batch(size: tuple[int, int, int], encode: bool) -> dict[str, np.ndarray]:
-    """Random pictures (b, h, w), or latents of them."""
+    """Random images (b, h, w), or latents of that size."""
     random, (b, h, w) = np.random.default_rng(0), size
     if encode:
         pixels = {key: random.uniform(-1, 1, (*size, c)).astype(np.float32) for key, c in (("rgb", 3), ("target", 1))}
@@ -60,7 +60,7 @@ def make_batch(size: tuple[int, int, int], encode: bool) -> dict[str, np.ndarray
 
 
 def jax_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> tuple[Step, float]:
-    """Our step, and its operations, nothing computed twice."""
+    """Our step, and its number of operations without recomputation."""
     (unet_structure, params), (vae_structure, vae_params) = networks(arguments.full)
     options = {"noise": "gaussian", "compute_dtype": jnp.dtype(arguments.dtype)}
     schedule = NoiseSchedule.from_config(SCHEDULER)
@@ -142,21 +142,21 @@ def torch_side(arguments: argparse.Namespace, batch: dict[str, np.ndarray]) -> S
 
 
 def peak_here() -> tuple[float, str]:
-    """Operations a second that this machine's devices could do, and who says so."""
+    """Peak operations per second of this machine's devices, and the source of that figure."""
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     if known := peak_flops(kind):
-        return known * count, f"{known * count / 1e12:.0f} TFLOP/s by its maker"
+        return known * count, f"{known * count / 1e12:.0f} TFLOP/s by the manufacturer"
     matrix, seconds = jnp.ones((2048, 2048)), []
     for _ in range(10):
         started = time.perf_counter()
         (matrix @ matrix).block_until_ready()
         seconds.append(time.perf_counter() - started)
     measured = 2 * 2048**3 / min(seconds)
-    return measured, f"{measured / 1e9:.0f} GFLOP/s by a product of matrices"
+    return measured, f"{measured / 1e9:.0f} GFLOP/s measured with a matrix product"
 
 
 def peak_gib() -> str:
-    """The most memory so far: of the accelerator, as our side used it, or of this process."""
+    """Peak memory so far: of the accelerator (our side only), or of this process."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return f"ours took {statistics['peak_bytes_in_use'] / 2**30:.1f} GiB of the device at most"
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the networks of Stable Diffusion 2, random")
     parser.add_argument("--alone", action="store_true", help="without PyTorch")
-    parser.add_argument("--encode", action="store_true", help="encode in every step, instead of cached latents")
+    parser.add_argument("--encode", action="store_true", help="encode in every step instead of using cached latents")
     parser.add_argument("--batch_size", type=int, help="(default: 8; with --full 1)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="(default: 96 128; 480 640)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -198,7 +198,7 @@ def main() -> None:
     median = {name: float(np.median([row[name] for row in taken])) for name in sides}
     for name, each in median.items():
         print(
-            f"{name:8}{each:8.3f} s a step{count / each:9.2f} samples/s, MFU {operations / each / peak:.1%}, "
+            f"{name:8}{each:8.3f} s per step{count / each:9.2f} samples/s, MFU {operations / each / peak:.1%}, "
             f"first step {first[name]:.1f} s"
         )
     if not arguments.alone:

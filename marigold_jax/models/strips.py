@@ -20,7 +20,7 @@ from marigold_jax.models.attention import platform
 # A layer stays whole if it would at 768x768, where so many numbers go into the decoder's last level. That is all of a
 # training at 480x640 as well. Above, memory is what counts: at 2048x1536 strips save 40 % of the decoder's temporaries
 # and 30 % of the encoder's. On a TPU all layers stay whole: its compiler tiles them itself, and needs more for strips,
-# because each loop lays the picture out as it likes (benchmarks/MEMORY.md).
+# because each loop lays the picture out as it likes (docs/memory.md).
 LARGEST_WHOLE = 768 * 768 * 256
 STRIP = 2**24  # numbers in the larger of a strip's input and output, all pictures of the batch together
 

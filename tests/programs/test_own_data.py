@@ -1,5 +1,5 @@
-"""The README's recipe for one's own data, in miniature: twenty photographs with depth, to a prediction; and what of it
-can be left out or written wrongly."""
+"""The commands of docs/training.md for your own data, in miniature: from twenty photographs with depth to a prediction,
+and which parts of them can be left out or are refused."""
 
 import ast
 import dataclasses
@@ -34,9 +34,9 @@ SMALL = {  # what makes the recipe fit a test
 }
 
 
-def readme(program):
-    """The words behind `python -m marigold_jax.PROGRAM` in the README's command about `my_scans` or `runs/mine`."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+def documented(program):
+    """The words after `python -m marigold_jax.PROGRAM` in the documented command about `my_scans` or `runs/mine`."""
+    text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
     commands = re.findall(rf"^python -m marigold_jax\.{program} (.*)$", text, re.MULTILINE)
     (command,) = [command for command in commands if "my_scans" in command or "--output_dir mine/" in command]
     return shlex.split(command)
@@ -89,30 +89,30 @@ def place(tmp_path_factory):
     return place
 
 
-def test_the_recipe_of_the_readme_from_photographs_to_a_prediction(place, monkeypatch, capsys):
+def test_the_documented_commands_from_photographs_to_a_prediction(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    assert prepare.main([*readme("prepare"), "--workers", "1"]) == 0
+    assert prepare.main([*documented("prepare"), "--workers", "1"]) == 0
     assert "held out 1 of 20 frames for my_scans/val" in capsys.readouterr().out
-    arguments = readme("train")
+    arguments = documented("train")
     workdir = place / arguments[arguments.index("--workdir") + 1]
     train.train(configuration(arguments, model__checkpoint=str(place / "tiny")), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and np.isfinite(lines[1]["abs_rel"])
     assert list((workdir / "panels").iterdir())
-    assert predict.main([*readme("predict"), "--processing_res", "24"]) == 0
+    assert predict.main([*documented("predict"), "--processing_res", "24"]) == 0
     depth = np.load(place / "mine" / "depth_npy" / "new_depth.npy")
     assert depth.shape == (30, 40) and np.isfinite(depth).all()
 
 
-def test_the_configuration_names_what_the_readme_makes():
-    config = configuration([word for word in readme("train") if ".data." not in word])
-    assert config == configuration(readme("train"), data__data_dir="data")
+def test_the_configuration_names_what_the_documented_commands_make():
+    config = configuration([word for word in documented("train") if ".data." not in word])
+    assert config == configuration(documented("train"), data__data_dir="data")
 
 
 @pytest.mark.parametrize("none", ["", None, "None"])
 def test_training_without_validation(none):
     """Nothing is opened, and nothing judged."""
-    config = configuration(readme("train"))
+    config = configuration(documented("train"))
     with config.unlocked():
         config.data.validation = none
     assert train.held_out(config.data, config.run, "depth") == []
@@ -144,7 +144,7 @@ def test_nonsense_costs_one_line_before_anything_is_trained(place, monkeypatch, 
     assert prepare.main(["folder", *flags]) == 0
     given = {"model__checkpoint": str(place / "tiny"), "data__data_dir": "bad", "data__validation": "my_scans/train"}
     with pytest.raises(ValueError, match=message) as error:
-        train.train(configuration(readme("train"), **given | changes), place / "nowhere")
+        train.train(configuration(documented("train"), **given | changes), place / "nowhere")
     assert "\n" not in str(error.value)
 
 
@@ -152,5 +152,5 @@ def test_a_small_validation_split_is_not_judged_by_again_and_again(place, monkey
     monkeypatch.chdir(place)
     flags = ["--unit", "mm", "--workers", "1", "--raw_dir", "my_scans", "--data_dir", "few", "--limit", "4"]
     assert prepare.main(["folder", *flags, "--validation", "0.5"]) == 0
-    config = configuration(readme("train"), data__data_dir="few")
+    config = configuration(documented("train"), data__data_dir="few")
     assert config.run.validation_images > 2 and len(train.held_out(config.data, config.run, "depth")) == 2

@@ -135,13 +135,13 @@ def machine(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("there", "extras", "dtype"),
     [
-        ({}, "prepare", "float32"),
-        ({"driver": "580.65.06"}, "prepare,cuda", "bfloat16"),
-        ({"driver": "550.54.15"}, "prepare,cuda12", "bfloat16"),
-        ({"driver": "NVIDIA-SMI has failed"}, "prepare", "float32"),
-        ({"devices": ["/dev/accel0", "/dev/accel1"]}, "prepare,tpu", "bfloat16"),
-        ({"devices": ["/dev/vfio/0"]}, "prepare,tpu", "bfloat16"),
-        ({"devices": ["/dev/accel", "/dev/vfio/vfio"]}, "prepare", "float32"),  # folders and switches, no chips
+        ({}, "train,prepare", "float32"),
+        ({"driver": "580.65.06"}, "train,prepare,cuda", "bfloat16"),
+        ({"driver": "550.54.15"}, "train,prepare,cuda12", "bfloat16"),
+        ({"driver": "NVIDIA-SMI has failed"}, "train,prepare", "float32"),
+        ({"devices": ["/dev/accel0", "/dev/accel1"]}, "train,prepare,tpu", "bfloat16"),
+        ({"devices": ["/dev/vfio/0"]}, "train,prepare,tpu", "bfloat16"),
+        ({"devices": ["/dev/accel", "/dev/vfio/vfio"]}, "train,prepare", "float32"),  # folders and switches, no chips
     ],
 )
 def test_what_fits_the_machine_is_installed(machine, tmp_path, there, extras, dtype):
@@ -155,7 +155,7 @@ def test_what_fits_the_machine_is_installed(machine, tmp_path, there, extras, dt
 
 
 def test_without_an_address_it_says_what_to_do(machine):
-    with pytest.raises(RuntimeError, match=r"^marigold_jax is not here: set REPOSITORY[^\n]*$"):
+    with pytest.raises(RuntimeError, match=r"^marigold_jax was not found: set REPOSITORY[^\n]*$"):
         machine()
 
 
@@ -163,7 +163,7 @@ def test_a_checkout_around_the_notebook_is_found(machine, tmp_path, monkeypatch)
     (tmp_path / "launch" / "demo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "launch")
     names, (install,) = machine()
-    assert names["ROOT"] == tmp_path and install[-1] == f"{tmp_path}[prepare]"
+    assert names["ROOT"] == tmp_path and install[-1] == f"{tmp_path}[train,prepare]"
 
 
 def test_a_folder_of_that_name_is_not_the_package(machine, monkeypatch):
