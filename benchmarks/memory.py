@@ -46,7 +46,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def programs(base: DiffusionModel, resolution: int, dtype: jnp.dtype) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """Each part of a prediction at resolution x resolution * 3 / 4, and the whole, with the shapes of its arguments."""
+    """Each part of a prediction at resolution x resolution * 3 / 4, and all of it, with the shapes of its arguments."""
     pipe = Marigold(base)
     params = jax.tree.map(lambda x: Shape(x.shape, dtype), pipe.params)
     height, width = resolution * 3 // 4, resolution

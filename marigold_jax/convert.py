@@ -1,10 +1,10 @@
-"""Convert a checkpoint between diffusers' layout and the native one, or widen Stable Diffusion 2 for fine-tuning.
+"""Convert a model between the diffusers layout and the native layout, or widen Stable Diffusion 2 for fine-tuning.
 
     python -m marigold_jax.convert --source prs-eth/marigold-depth-v1-1 --output marigold-native
     python -m marigold_jax.convert --source stable-diffusion-2 --output sd2-inflated --to diffusers --inflate marigold
 
-The native layout loads onto any number of devices, each reading its own share, and no longer needs the text encoder.
-The diffusers layout is what PyTorch users load. On one device both load equally fast.
+The native layout loads onto any number of devices, each of which reads only its share, and needs no text encoder.
+The diffusers layout is for PyTorch users. On one device, both load equally fast.
 """
 
 import argparse
@@ -23,22 +23,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add(
-        "--source", required=True, metavar="NAME|DIR", help="a folder of either layout, or a Hugging Face id[@revision]"
+        *("-i", "--source"),
+        required=True,
+        metavar="NAME|DIR",
+        help="model to convert: a folder in either layout, a training run, or a Hugging Face id[@revision]",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="a new folder; it appears whole or not at all")
+    add(
+        *("-o", "--output"),
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder to create; it must not exist, and appears only when it is complete",
+    )
     add("--to", choices=("native", "diffusers"), default="native", help="layout to write (default: native)")
     add(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
-        help="of the weights in the file (default: float32)",
+        help="precision of the weights in the new folder (default: float32)",
     )
     add(
         "--inflate",
         nargs="?",
         const="marigold",
         choices=("marigold", "e2e_ft"),
-        help="widen conv_in to 8 channels by halving; marigold (the default) keeps its bias, e2e_ft halves it too",
+        help="widen conv_in from 4 to 8 input channels: the kernel is repeated and halved; marigold (used if no value "
+        "is given) keeps the bias, e2e_ft halves it too",
     )
     return parser.parse_args(argv)
 
@@ -66,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     terminal.say(f"{arguments.output}: {parameters / 1e6:.1f} M parameters, {time.perf_counter() - started:.1f} s")
     if arguments.to == "diffusers" and not (arguments.output / "text_encoder").is_dir():
         print(
-            "The source has no text encoder, so the copy has none. Here it needs none; diffusers wants text_encoder/ "
-            "and tokenizer/ of Stable Diffusion 2 beside it."
+            "The source has no text encoder, so the new folder has none. marigold_jax does not need it; to load the "
+            "folder with diffusers, copy text_encoder/ and tokenizer/ of Stable Diffusion 2 into it."
         )
     return 0
 

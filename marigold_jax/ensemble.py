@@ -1,14 +1,14 @@
-"""Merging several predictions of one image into one, with a map of where they disagree.
+"""Merges several predictions of one image into one, and estimates the uncertainty from how much they differ.
 
-Depth maps come with an unknown scale and shift each, so they are aligned first. Two aligners:
+Each depth map has an unknown scale and shift, so the maps are aligned first. There are two methods:
 
-- "eigen" (default), closed form. With z_i the centred map i at unit variance, the aligned map is v_i z_i, where v is
-  the leading eigenvector of the correlation matrix of the z: the scales that minimise the squared distances between
-  all pairs of maps at fixed total energy. All aligned maps have mean zero, so they agree in shift as well.
-- "bfgs", the objective of the paper (arXiv 2312.02145), from the same start and at the same few iterations as
-  diffusers. More iterations do not help: its true minimum shrinks all maps to nothing, and next to it they are upside
-  down. So no scale becomes less than a quarter of what it begins with. (The official code stays upright because its
-  finite differences are too small for float32: it moves the shifts alone.)
+- "eigen" (default) has a closed form. Let z_i be map i, centred and scaled to unit variance. The aligned map is v_i
+  z_i, where v is the leading eigenvector of the correlation matrix of the z. These scales minimise the squared
+  distances between all pairs of maps for a fixed total energy. All aligned maps have mean zero, so their shifts agree.
+- "bfgs" minimises the objective of the paper (arXiv 2312.02145, section 3.4), with the same starting point and as few
+  iterations as diffusers. More iterations do not help: the true minimum scales all maps to zero, and close to it they
+  are inverted. So no scale falls below a quarter of its initial value. (The official code does not invert maps because
+  its finite differences are too small for float32, so that only the shifts change.)
 """
 
 from functools import partial
@@ -26,10 +26,10 @@ TINY = 1e-6  # the smallest range, deviation or norm that is divided by
 
 
 def lower_median(maps: Float[Array, "e ..."]) -> Float[Array, "..."]:
-    """The median over the leading axis; for an even number the lower of the two middle values, as in PyTorch.
+    """Returns the median over the leading axis; for an even number the lower of the two middle values, as PyTorch does.
 
-    Batcher's odd-even merge sort, unrolled over whole maps: no branches, and on a CPU a hundred times faster than a
-    sort along so short an axis. Comparators that the median does not depend on are dropped by the compiler.
+    This is Batcher's odd-even merge sort, unrolled over whole maps. It has no branches, and on a CPU it is a hundred
+    times faster than sorting along such a short axis. The compiler drops comparisons that the median does not need.
     """
     lanes, size = list(maps), maps.shape[0]
     run = 1  # sorted runs of this length are merged in pairs
@@ -76,7 +76,7 @@ REDUCTIONS = {  # name: (the merged map alone, the merged map and its spread)
 
 
 def _moments(maps, mask, shift_invariant):
-    """Mean (zero if the shift is known), centred maps (zero outside the mask), and their covariance matrix."""
+    """Returns mean (zero if the shift is known), centred maps (zero outside the mask), and their covariance matrix."""
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
     inside = mask[None]
     mean = jnp.sum(jnp.where(inside, maps, 0.0), axis=(1, 2)) / count * float(shift_invariant)
@@ -89,10 +89,17 @@ def align_eigen(
 ) -> tuple[Float[Array, " e"], Float[Array, " e"], Float[Array, " e"]]:
     """Closed form: each map at unit variance, times its component of the leading eigenvector.
 
-    The squared component, e times over, is 1 for a member that agrees with the others as well as the average one does
-    and near 0 for an unrelated or constant one. Capped at 1 and squared, it is the trust in that member. A member that
-    is the others upside down gets a negative scale, which turns it upright; with as many inverted members as upright
-    ones, nobody can know which are which.
+    e times the squared component is 1 for a member that agrees with the others as well as the average member does, and
+    near 0 for an unrelated or constant one. Capped at 1 and squared, it is the trust in that member. An inverted member
+    gets a negative scale, which corrects it. If half of the members are inverted, it is unknown which half is right.
+
+    Args:
+        maps: finite, (e, h, w), in about [0, 1].
+        mask: True at the pixels that count.
+        shift_invariant: the shift of each map is unknown; otherwise it is 0.
+
+    Returns:
+        Scale, shift and trust of each map; trust is in [0, 1].
     """
     mean, _, covariance = _moments(maps, mask, shift_invariant)
     deviation = square_root(jnp.diagonal(covariance))
@@ -114,11 +121,23 @@ def align_bfgs(
     max_iter: int = 2,
     tol: float = 1e-3,
 ) -> tuple[Float[Array, " e"], Float[Array, " e"], Float[Array, " e"]]:
-    """The paper's objective, minimised from the maps as they come, which should span [0, 1].
+    """Minimises the objective of the paper (arXiv 2312.02145, section 3.4), starting from scale 1 and shift 0.
 
-    Sum of the RMS distances of all pairs, plus `regularizer_strength` times how far the merged map's extrema are from 0
-    and 1. The distances need only the covariance matrix and the means, so no pixel is touched but for the extrema.
-    Scales are searched for above `SMALLEST_SCALE`, by their logarithm: whatever `max_iter`, no map is turned around.
+    The objective is the sum of the RMS distances of all pairs, plus `regularizer_strength` times the distance of the
+    merged map's extrema from 0 and 1. The RMS distances need only the covariance matrix and the means, so pixels are
+    read only for the extrema. Scales stay above `SMALLEST_SCALE`, so no map is inverted for any `max_iter`.
+
+    Args:
+        maps: finite, (e, h, w); each should span [0, 1].
+        mask: True at the pixels that count.
+        shift_invariant: the shift of each map is unknown; otherwise it is 0.
+        reduction: "median" or "mean".
+        regularizer_strength: see above.
+        max_iter: BFGS iterations.
+        tol: stops once no entry of the gradient is larger.
+
+    Returns:
+        Scale, shift and trust of each map; trust is 1.
     """
     members = maps.shape[0]
     mean, centred, covariance = _moments(maps, mask, shift_invariant)
@@ -159,9 +178,9 @@ def align_bfgs(
 
 
 def _minimise_bfgs(objective, start, max_iter, tol):
-    """BFGS of fixed cost: each line search tries 14 step lengths, 4 down to 1/2048, and takes the best if it descends.
+    """Runs BFGS at fixed cost: a line search tries 14 step lengths, 4 to 1/2048, and takes the best if it descends.
 
-    It stops moving once no entry of the gradient exceeds `tol`.
+    The point no longer changes once no entry of the gradient exceeds `tol`.
     """
     step_lengths = 4.0 * 0.5 ** jnp.arange(14, dtype=jnp.float32)
     identity = jnp.eye(start.shape[0], dtype=start.dtype)
@@ -207,18 +226,29 @@ def ensemble_depth(
     tol: float = 1e-3,
     max_res: int = 1024,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-    """Aligns e >= 2 finite depth maps of one image and merges them; returns (depth, uncertainty), float32.
+    """Aligns depth maps of one image and merges them.
 
-    - Affine-invariant maps (default): depth spans exactly [0, 1], or is 0 everywhere if all maps are constant.
-      Scale-invariant ones (`shift_invariant=False`): the maximum is 1. Neither: merged as they are, in their own unit.
-    - `mask` is True at the pixels that count; the others are never looked at, and are 0 in both answers.
-    - `method` "eigen" or "bfgs"; `regularizer_strength`, `max_iter` and `tol` belong to "bfgs".
-    - `reduction` "median" (the lower one for even e) with uncertainty the median absolute deviation, or "mean" with the
-      unbiased standard deviation; the uncertainty is in the unit of the depth.
-    - If the longer side exceeds `max_res`, the alignment is estimated on a nearest-neighbour subsample of that size.
+    It can be jitted, and vmapped over images, with all keyword options static.
 
-    Jit it and vmap it over images with all keyword options static. Raises ValueError for an unknown method or
-    reduction, for fewer than two maps, and for shift-only invariance, which no depth model has.
+    Args:
+        maps: two or more finite maps, (e, h, w).
+        mask: True at the pixels that count, (h, w); None for all. The others are not used, and are 0 in both results.
+        method: "eigen" or "bfgs"; see above.
+        scale_invariant: the scale of each map is unknown. Otherwise maps are merged as they are, in their own unit.
+        shift_invariant: the shift of each map is unknown too.
+        reduction: "median" (the lower one for even e), with the median absolute deviation as uncertainty, or "mean",
+            with the unbiased standard deviation.
+        regularizer_strength: of "bfgs"; see `align_bfgs`.
+        max_iter: of "bfgs".
+        tol: of "bfgs".
+        max_res: if the longer side is larger, the alignment is estimated on a nearest-neighbour subsample of this size.
+
+    Returns:
+        Depth and uncertainty in the same unit, float32 (h, w). With unknown scale and shift, depth spans exactly
+        [0, 1], or is 0 everywhere if all maps are constant. With unknown scale only, its maximum is 1.
+
+    Raises:
+        ValueError: an unknown method or reduction, fewer than two maps, or `shift_invariant` without `scale_invariant`.
     """
     if maps.shape[0] < 2:
         raise ValueError(f"An ensemble needs at least 2 maps, got {maps.shape[0]}; a single map needs no merging.")
@@ -250,7 +280,7 @@ def ensemble_depth(
     maps = jnp.where(mask[None], (maps - low) / jnp.maximum(high - low, TINY), 0.0)
     scale, shift, trust = aligners[method](maps[:, rows][:, :, columns], sample_mask, shift_invariant=shift_invariant)
     maps = scale[:, None, None] * maps + shift[:, None, None]
-    # Who is not trusted abstains: the vote goes to the consensus instead. (The mean then is the trust-weighted mean.)
+    # A member with little trust is moved towards the consensus. (With "mean", this is the trust-weighted mean.)
     consensus = _weighted_sum(trust / jnp.sum(trust), maps)[None]
     depth, uncertainty = merge(consensus + trust[:, None, None] * (maps - consensus))
 
@@ -260,14 +290,14 @@ def ensemble_depth(
 
 
 def _extrema(maps, mask, from_zero):
-    """Smallest (or 0) and largest value of each map inside the mask, as arrays that broadcast against the maps."""
+    """Returns the smallest value (or 0) and the largest of each map inside the mask, to broadcast against the maps."""
     high = jnp.max(jnp.where(mask, maps, -jnp.inf), axis=(-2, -1), keepdims=True)
     low = jnp.min(jnp.where(mask, maps, jnp.inf), axis=(-2, -1), keepdims=True)
     return jnp.zeros_like(low) if from_zero else low, high
 
 
 def _subsample(height, width, max_res):
-    """Rows and columns of a nearest-exact resize to a longer side of `max_res`; all if the image is smaller."""
+    """Returns rows and columns of a nearest-exact resize to a longer side of `max_res`; all if the image is smaller."""
     longest = max(height, width)
     if longest <= max_res:
         return slice(None), slice(None)
@@ -285,11 +315,19 @@ def _subsample(height, width, max_res):
 def ensemble_normals(
     maps: Float[Array, "e h w 3"], *, reduction: str = "closest"
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
-    """Merges unit normals of one image; returns (normals, uncertainty), float32.
+    """Merges unit normals of one image.
 
-    The mean direction, or (default) at each pixel the member "closest" to it, which keeps edges sharp. Uncertainty: the
-    mean angle between the members and the mean direction, as a fraction of 180 degrees. Raises ValueError for an
-    unknown reduction.
+    Args:
+        maps: unit vectors, (e, h, w, 3).
+        reduction: "mean" for the mean direction, or "closest" for the member closest to it at each pixel, which keeps
+            edges sharp.
+
+    Returns:
+        Normals (h, w, 3), and the mean angle between the members and the mean direction as a fraction of 180 degrees,
+        (h, w); both float32.
+
+    Raises:
+        ValueError: an unknown reduction.
     """
     if reduction not in ("closest", "mean"):
         raise ValueError(f"reduction must be 'closest' or 'mean', got {reduction!r}.")

@@ -1,7 +1,7 @@
-"""Functions whose own gradient is infinite somewhere, with a finite one there.
+"""Functions whose gradient is infinite somewhere, with a finite gradient there.
 
-A network can emit any number, an exact 0 too, and a gradient that is infinite in one pixel makes NaN of all: also where
-the pixel is masked, for 0 times infinity is NaN. What is not a number stays so: trainers skip such a step.
+A network can output any number, also an exact 0. An infinite gradient in one pixel turns all gradients into NaN, even
+if the pixel is masked, because 0 times infinity is NaN. An input of NaN still gives NaN: training skips such a step.
 """
 
 import jax
@@ -10,18 +10,18 @@ from jaxtyping import Array, Float
 
 
 def square_root(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root; at 0, and below, where rounding may lead, it is 0 and so is the gradient."""
+    """Returns the square root. At 0, and below because of rounding, the value and the gradient are 0."""
     positive = ~(x <= 0)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def length(vectors: Float[Array, "... c"]) -> Float[Array, "... 1"]:
-    """The Euclidean length along the last axis; for a vector of length 0 the gradient is 0."""
+    """Returns the Euclidean length along the last axis. The gradient of a zero vector is 0."""
     return square_root(jnp.sum(vectors**2, axis=-1, keepdims=True))
 
 
 def arc_cosine(cosine: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The angle, in [0, π]; at and beyond cosines of ±1, where rounding may lead, the gradient is 0."""
+    """Returns the angle, in [0, π]. At cosines of ±1, and beyond because of rounding, the gradient is 0."""
     within = ~(jnp.abs(cosine) >= 1)
     ends = jnp.where(cosine < 0, jnp.pi, 0.0).astype(cosine.dtype)
     return jnp.where(within, jnp.arccos(jnp.where(within, cosine, 0.0)), ends)
@@ -29,9 +29,9 @@ def arc_cosine(cosine: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @jax.custom_jvp
 def leading_eigenvector(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """The unit eigenvector of the largest eigenvalue of a symmetric matrix, of either sign.
+    """Returns the unit eigenvector of the largest eigenvalue of a symmetric matrix. Its sign is arbitrary.
 
-    Its gradient is finite whatever the other eigenvalues are; JAX's own is not where two of those are equal.
+    The gradient is finite for any other eigenvalues; the gradient of `jnp.linalg.eigh` is not if two of them are equal.
     """
     return jnp.linalg.eigh(matrix)[1][:, -1]
 

@@ -9,7 +9,7 @@ SMALLEST_VARIANCE = 1e-12  # of a prediction that is not constant; its range is 
 
 
 def latent_mask(mask: Bool[Array, "b h w 1"], cell: int = 8) -> Bool[Array, "b i j 1"]:
-    """Returns which latents count: those whose `cell` × `cell` pixels are all valid (arXiv 2312.02145).
+    """Returns the valid latents: those whose `cell` × `cell` pixels are all valid (arXiv 2312.02145).
 
     Raises:
         ValueError: a side of the image is not a multiple of `cell`.
@@ -23,12 +23,12 @@ def latent_mask(mask: Bool[Array, "b h w 1"], cell: int = 8) -> Bool[Array, "b i
 def masked_mse(
     prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
 ) -> Float32[Array, ""]:
-    """Returns the mean squared error over all valid elements of the batch together; 0 where nothing is valid.
+    """Returns the mean squared error over all valid elements of the batch; 0 if there are none.
 
-    Pooled, not averaged over samples: an image with many valid pixels weighs more than one with few.
+    It is the mean over elements, not over images: an image with many valid pixels has more weight than one with few.
     """
     valid = jnp.broadcast_to(mask, prediction.shape)
-    # Masked before it is squared, so that what is invalid has no gradient, be it infinite.
+    # Masked before it is squared, so that invalid elements have no gradient even if they are infinite.
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
     return jnp.sum(error**2) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
 
@@ -36,13 +36,13 @@ def masked_mse(
 def masked_pseudo_huber(
     prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"], c: float
 ) -> Float32[Array, ""]:
-    """Returns the mean of √(error² + c²) − c over all valid elements of the batch together; 0 where nothing is valid.
+    """Returns the mean of √(error² + c²) − c over all valid elements of the batch; 0 if there are none.
 
-    A squared error below c, an absolute one above (arXiv 2310.14189, section 3.3, for consistency training).
+    It is quadratic below c and linear above (arXiv 2310.14189, section 3.3, for consistency training).
     """
     valid = jnp.broadcast_to(mask, prediction.shape)
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
-    # The same number, without the difference of two that are nearly equal.
+    # The same number without cancellation.
     total = jnp.sum(error**2 / (jnp.sqrt(error**2 + c**2) + c))
     return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
 
@@ -50,9 +50,9 @@ def masked_pseudo_huber(
 def scale_and_shift(
     prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
 ) -> tuple[Float32[Array, "b 1 1 1"], Float32[Array, "b 1 1 1"]]:
-    """Returns, for each image, the least-squares scale and shift from the prediction to the target; differentiable.
+    """Returns the least-squares scale and shift from the prediction to the target, for each image. Differentiable.
 
-    Both are 0 where the prediction is constant or nothing is valid (arXiv 2409.11355, as MiDaS before it).
+    Both are 0 if the prediction is constant or no element is valid (arXiv 2409.11355, after MiDaS, arXiv 1907.01341).
     """
     valid = jnp.broadcast_to(mask, prediction.shape).astype(jnp.float32)
     count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3), keepdims=True), 1.0)
@@ -60,7 +60,7 @@ def scale_and_shift(
     def mean(x: Array) -> Array:
         return jnp.sum(jnp.where(mask, x, 0.0), axis=(1, 2, 3), keepdims=True) / count
 
-    # Masked before it is squared, as above.
+    # Masked before it is squared, as in `masked_mse`.
     x, y = (jnp.where(mask, image.astype(jnp.float32), 0.0) for image in (prediction, target))
     x_mean, y_mean = mean(x), mean(y)
     variance, covariance = mean((x - x_mean) ** 2), mean((x - x_mean) * (y - y_mean))
@@ -72,7 +72,7 @@ def scale_and_shift(
 def aligned(
     prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"], mask: Bool[Array, "b h w 1"]
 ) -> Float32[Array, "b h w c"]:
-    """Returns the prediction with the scale and shift that suit the target best; they too are differentiated."""
+    """Returns the prediction after the least-squares scale and shift to the target. Gradients flow through both."""
     scale, shift = scale_and_shift(prediction, target, mask)
     return scale * prediction.astype(jnp.float32) + shift
 
@@ -83,9 +83,13 @@ def weighted_l1(
     mask: Bool[Array, "b h w 1"],
     weight: Float[Array, "b 1 1 1"] | Float[Array, "b h w 1"],
 ) -> Float32[Array, ""]:
-    """Returns the mean over all valid elements of `weight` · |prediction − target|; 0 where nothing is valid.
+    """Returns the mean of `weight` · |prediction − target| over all valid elements; 0 if there are none.
 
-    `weight` says what an error is worth, in each image or pixel.
+    Args:
+        prediction: aligned to the target, if its scale and shift are free.
+        target: in the same unit.
+        mask: True at valid pixels.
+        weight: of an error, for each image or pixel.
     """
     valid = jnp.broadcast_to(mask, prediction.shape)
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
@@ -96,10 +100,10 @@ def weighted_l1(
 def angular_error(
     prediction: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"], mask: Bool[Array, "b h w 1"]
 ) -> Float32[Array, ""]:
-    """Returns the mean angle between normals, in radians, over all valid pixels; 0 where nothing is valid.
+    """Returns the mean angle between normals over all valid pixels, in radians; 0 if there are none.
 
-    `target` holds unit vectors. The prediction should be shorter than 1 by a little: where it is not, and points the
-    same way, its gradient is 0.
+    `target` holds unit vectors. Predictions should be slightly shorter than 1: where the cosine reaches 1, the gradient
+    is 0.
     """
     cosine = jnp.sum(prediction.astype(jnp.float32) * target.astype(jnp.float32), axis=-1, keepdims=True)
     angle = jnp.where(mask, arc_cosine(jnp.where(mask, cosine, 0.0)), 0.0)

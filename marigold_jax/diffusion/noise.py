@@ -1,4 +1,4 @@
-"""The noise that latents are trained with: white, multi-resolution, and white with a random offset.
+"""Noise for training latents: white, multi-resolution, and white with a random offset.
 
 All three take `(key, shape, ...)` with an NHWC shape and return float32. One compiled program serves all draws of a
 shape, although the sizes of the multi-resolution levels are random.
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 
 @functools.partial(jax.jit, static_argnames="shape")
 def gaussian(key: PRNGKeyArray, shape: tuple[int, int, int, int]) -> Float32[Array, "b h w c"]:
-    """Returns white noise, independent N(0, 1) everywhere."""
+    """Returns white noise: independent samples of N(0, 1)."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -23,7 +23,7 @@ def offset_noise(
 ) -> Float32[Array, "b h w c"]:
     """Returns white noise plus `strength` times one Gaussian per sample and channel (offset noise, Guttenberg 2023).
 
-    Its variance is 1 + strength²; 0.1 is customary.
+    Its variance is 1 + strength²; a strength of 0.1 is common.
     """
     pixel_key, offset_key = jax.random.split(key)
     batch, _, _, channels = shape
@@ -32,7 +32,7 @@ def offset_noise(
 
 
 def annealed_strength(base: float, t: Int[Array, " b"], num_train_timesteps: int) -> Float32[Array, " b"]:
-    """Returns `base · t / num_train_timesteps`: white noise where little is added, coarse noise where much is.
+    """Returns `base · t / num_train_timesteps`: white noise at low timesteps, coarse noise at high ones.
 
     Marigold (arXiv 2312.02145) trains with base 0.9.
     """
@@ -40,10 +40,10 @@ def annealed_strength(base: float, t: Int[Array, " b"], num_train_timesteps: int
 
 
 def largest_level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns the greatest size that each level can have, from full size down to the first with a side of 1.
+    """Returns the largest size that each level can have, from full size down to the first with a side of 1.
 
-    Sizes fall as the divisor grows, so these are the sizes when every divisor is the smallest possible, 2: at most five
-    levels for sides under 1024.
+    Sizes shrink as the divisor grows, so these are the sizes for the smallest divisor, 2. There are at most five levels
+    for sides under 1024.
     """
     sizes = [(height, width)]
     while min(sizes[-1]) > 1:
@@ -54,7 +54,7 @@ def largest_level_sizes(height: int, width: int) -> list[tuple[int, int]]:
 def level_sizes(key: PRNGKeyArray, height: int, width: int) -> Int32[Array, "levels 2"]:
     """Draws the (height, width) of every level of multi-resolution noise; (0, 0) marks a level that is not reached.
 
-    Level i divides the sides of level i − 1, not of level 0, by rⁱ, where r ~ U[2, 4) anew in each level. The level in
+    Level i divides the sides of level i − 1, not of level 0, by rⁱ, where each level draws r ~ U[2, 4). The level in
     which a side becomes 1 is the last. There are as many rows as in `largest_level_sizes(height, width)`.
     """
     bounds = largest_level_sizes(height, width)
@@ -69,8 +69,8 @@ def level_sizes(key: PRNGKeyArray, height: int, width: int) -> Int32[Array, "lev
 def _interpolation_matrix(window: Int[Array, ""], field_side: int, side: int) -> Float32[Array, "side field_side"]:
     """Returns the weights that stretch the first `window` of `field_side` samples linearly to `side` samples.
 
-    A weight is 1 minus the distance to the sampled position. Clamping the position to the window repeats its edges, and
-    leaves no weight at all for a window of 0.
+    A weight is 1 minus the distance to the sampled position. Clamping the position to the window repeats its edges. A
+    window of 0 gets no weight.
     """
     centres = jnp.arange(side, dtype=jnp.float32) + 0.5
     position = jnp.clip(centres * window.astype(jnp.float32) / side - 0.5, 0.0, window.astype(jnp.float32) - 1.0)
@@ -95,12 +95,12 @@ def multi_resolution_noise(
 ) -> Float32[Array, "b h w c"]:
     """Returns white noise plus stretched coarser noise, level i weighted by strengthⁱ, scaled to a deviation of 1.
 
-    Marigold is trained with it (arXiv 2312.02145, "annealed multi-resolution noise"). As its authors draw it, level
-    sizes shrink cumulatively and are shared by the batch, level 0 is a second white field of full size, and the sum is
-    divided by the unbiased deviation of the entire batch. A sample of low strength thus comes out with a variance below
-    1 when its neighbours are strong. Strength 0 gives white noise.
+    Marigold is trained with it (arXiv 2312.02145, "annealed multi-resolution noise"). As in the authors' code,
+    level sizes shrink cumulatively and are shared by the batch, level 0 is a second white field of full size, and the
+    sum is divided by the unbiased standard deviation of the whole batch. So a sample of low strength has a variance
+    below 1 if other samples of the batch have a high strength. Strength 0 gives white noise.
 
-    Each level draws a field of the greatest size it can have and stretches a window of the drawn size: a window of
+    Each level draws a field of the largest possible size and stretches a window of the drawn size. A window of
     independent noise is independent noise, so the distribution is that of a field of exactly the drawn size.
 
     Args:

@@ -1,12 +1,12 @@
 """Noise schedules: how much of a latent is signal and how much is noise at each training timestep.
 
 At timestep `t` a noisy latent is `x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · noise`. A network is trained to predict one mixture of
-`x0` and `noise` (its prediction type), so `(x_t, output)` is a 2 × 2 linear map of `(x0, noise)`. What follows are the
+`x0` and `noise` (its prediction type), so `(x_t, output)` is a 2 × 2 linear map of `(x0, noise)`. This file has the
 rows of that map and of its inverse.
 
 Tables are computed in NumPy float64 and applied in float32. diffusers computes its tables in float32: plain schedules
-agree to 1e-6 relative. With zero terminal SNR, ᾱ agrees to 1e-6 absolute; its cancellation near the end costs diffusers
-4e-5 relative at t=998, where ᾱ = 2e-7.
+agree to 1e-6 relative. With zero terminal SNR, ᾱ agrees to 1e-6 absolute; diffusers loses digits near the end by
+cancellation, 4e-5 relative at t=998, where ᾱ = 2e-7.
 """
 
 import dataclasses
@@ -74,11 +74,11 @@ def _weigh(
 class NoiseSchedule:
     """The forward diffusion and its inverse.
 
-    All methods broadcast one timestep per sample over NHWC latents and compute in float32 whatever dtype comes in.
-    A timestep outside 0 .. num_train_timesteps − 1 is not noticed: JAX wraps or clamps it.
+    All methods broadcast one timestep per sample over NHWC latents and compute in float32, whatever the input dtype.
+    A timestep outside 0 .. num_train_timesteps − 1 raises no error: JAX wraps or clamps it.
 
     Attributes:
-        alphas_cumprod: ᾱ, the share of signal in the variance of x_t, falling from almost 1 to almost or exactly 0.
+        alphas_cumprod: ᾱ, the share of x0 in the variance of x_t. It decreases from almost 1 to almost or exactly 0.
         prediction_type: "v_prediction", "epsilon" or "sample".
     """
 
@@ -102,7 +102,7 @@ class NoiseSchedule:
         return cls(_alphas_cumprod(config), config.prediction_type)
 
     def same_as(self, other: "NoiseSchedule") -> bool:
-        """Whether a network learned on one may be asked on the other."""
+        """Whether a network that was trained on one can be used with the other."""
         alike = np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
         return alike and self.prediction_type == other.prediction_type
 
@@ -122,13 +122,13 @@ class NoiseSchedule:
         return np.sqrt(1 - self.alphas_cumprod)
 
     def inversion(self, timesteps: Int[np.ndarray, " n"]) -> Float64[np.ndarray, "2 2 n"]:
-        """Returns the weights with which `(x_t, output)` give `(x0, noise)` at the named timesteps.
+        """Returns the weights that turn `(x_t, output)` into `(x0, noise)` at these timesteps.
 
         With `x0_weights, noise_weights = inversion(timesteps)`, x0 is `x0_weights[0] · x_t + x0_weights[1] · output`.
 
         Raises:
-            ValueError: at a named timestep the pair does not determine x0: the network predicts the noise and x_t is
-                nothing but noise.
+            ValueError: the pair does not determine x0 at one of the timesteps: the network predicts the noise, and x_t
+                is pure noise.
         """
         signal, sigma = self.signal[timesteps], self.sigma[timesteps]
         of_x0, of_noise = _PREDICTIONS[self.prediction_type](signal, sigma)
@@ -143,13 +143,13 @@ class NoiseSchedule:
     def add_noise(
         self, x0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], t: Int[Array, " b"]
     ) -> Float32[Array, "b h w c"]:
-        """Returns x_t = √ᾱ · x0 + √(1 − ᾱ) · noise."""
+        """Returns x_t = √ᾱ · x0 + √(1 − ᾱ) · noise (arXiv 2006.11239, equation 4)."""
         return _weigh(np.stack([self.signal, self.sigma]), x0, noise, t)
 
     def velocity(
         self, x0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], t: Int[Array, " b"]
     ) -> Float32[Array, "b h w c"]:
-        """Returns v = √ᾱ · noise − √(1 − ᾱ) · x0 (arXiv 2202.00512)."""
+        """Returns v = √ᾱ · noise − √(1 − ᾱ) · x0 (arXiv 2202.00512, appendix D)."""
         return _weigh(np.stack([-self.sigma, self.signal]), x0, noise, t)
 
     def target(

@@ -1,7 +1,7 @@
-"""From modules to plain arrays and back: the whole of what the rest of the project uses of NNX.
+"""From modules to plain arrays and back. Outside models/, this is all that the project uses of NNX.
 
-Parameters are a flat dict from dotted path ("down_blocks.0.resnets.1.conv1.kernel") to array. The path is the name in
-a diffusers checkpoint up to the leaf, so one vocabulary serves conversion, sharding, checkpoints and optimisers.
+Parameters are a flat dict from dotted path ("down_blocks.0.resnets.1.conv1.kernel") to array. Up to its last segment,
+the path is the name in a diffusers file. Conversion, sharding, checkpoints and optimisers all use it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ Structure = tuple[nnx.GraphDef, tuple[tuple[tuple[str | int, ...], type], ...]]
 
 
 def split(module: nnx.Module) -> tuple[Structure, Params]:
-    """A module's hashable structure and its parameters."""
+    """Returns the hashable structure of a module, and its parameters."""
     graph, state = nnx.split(module)
     flat = list(nnx.to_flat_state(state))
     structure = graph, tuple((path, type(variable)) for path, variable in flat)
@@ -27,26 +27,26 @@ def split(module: nnx.Module) -> tuple[Structure, Params]:
 
 
 def merge(structure: Structure, params: Mapping[str, Any]) -> Any:
-    """The module with these parameters. Costs nothing under jit."""
+    """Returns the module with these parameters. Under jit it costs nothing."""
     graph, leaves = structure
     state = nnx.from_flat_state([(path, kind(params[".".join(map(str, path))])) for path, kind in leaves])
     return nnx.merge(graph, state)
 
 
 def names(structure: Structure) -> list[str]:
-    """What the parameters of the module are called."""
+    """Returns the paths of the module's parameters."""
     return [".".join(map(str, path)) for path, _ in structure[1]]
 
 
 def abstract(make: Callable[[Keys], nnx.Module]) -> tuple[Structure, Params]:
-    """Structure and shapes of the module that `make` would build, without building it."""
+    """Returns structure and shapes of the module that `make` would build, without building it."""
     return split(nnx.eval_shape(lambda: make(Keys(jax.random.key(0)))))
 
 
 def initialise(make: Callable[[Keys], nnx.Module], seed: int = 0) -> tuple[Structure, Params]:
-    """Structure and freshly drawn parameters: kernels normal with variance 1 / fan-in, norms the identity.
+    """Returns structure and random parameters: kernels are normal with variance 1 / fan-in, norms are the identity.
 
-    Drawn with NumPy: compiling seven hundred draws of different shapes would take longer than training a small model.
+    NumPy draws them: compiling seven hundred draws of different shapes would take longer than training a small model.
     """
     structure, shapes = abstract(make)
     random = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""The layers that the UNet and the VAE share. NHWC throughout; attribute names are diffusers', since they name weights.
+"""Layers that the UNet and the VAE share, in NHWC. Attribute names are those of diffusers, because they name weights.
 
-Layers compute in the dtype of their parameters: cast the parameter tree to bfloat16 and the model runs in bfloat16,
-with normalisation statistics and softmax in float32 all the same.
+Layers compute in the dtype of their parameters: cast the parameters to bfloat16, and the model runs in bfloat16, except
+for the statistics of normalisation and softmax, which are always float32.
 """
 
 import itertools
@@ -18,15 +18,15 @@ Remat = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkp
 
 
 def keep(block: Callable) -> Callable:
-    """The `Remat` that wraps nothing: all that a gradient wants is kept."""
+    """The `Remat` that changes nothing: everything that the backward pass needs is stored."""
     return block
 
 
 class Keys:
-    """A fresh key for each layer that initialises itself: the one thing that layers ask `nnx.Rngs` for.
+    """A new random key for each layer, in place of `nnx.Rngs`, of which layers use only `params`.
 
-    `nnx.Rngs` counts in a traced variable, which makes tracing a model quadratic in its layers: seven seconds for the
-    UNet, against one.
+    `nnx.Rngs` counts in a traced variable, so the time to trace a model is quadratic in its layers: seven seconds for
+    the UNet instead of one.
     """
 
     def __init__(self, key: Array):
@@ -38,9 +38,9 @@ class Keys:
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with the exact two-pass variance: the fast one loses 2e-2 where means are large.
+    """Group normalisation (arXiv 1803.08494) with a two-pass variance. One pass loses 2e-2 for large means.
 
-    Pixels are summed before the channels of a group. Flax's own reduces both at once, through a reshape that splits
+    Pixels are summed before the channels of a group. Flax's layer reduces both at once, through a reshape that splits
     the channel axis, and takes almost twice as long on CPUs, forward and backward.
     """
 
@@ -55,9 +55,9 @@ class GroupNorm(nnx.Module):
         return self._scaled(centred, self._mean(centred**2)).astype(x.dtype)
 
     def activation(self, x: Float[Array, "b h w d"]) -> Callable[[Array], Array]:
-        """silu(norm(x)) as a function of a part of x: statistics are those of the whole.
+        """Returns silu(norm(·)) as a function of a part of x, with the statistics of the whole x.
 
-        Only the first channels count if there are more than were normalised: no copy is made of them.
+        If x has more channels than the layer, only the first ones are used, without a copy.
         """
         channels = self.scale.shape[0]
         mean = self._mean(x.astype(jnp.float32))
@@ -70,7 +70,7 @@ class GroupNorm(nnx.Module):
         return of_part
 
     def _mean(self, x: Array) -> Array:
-        """(b, h, w, c) to (b, 1, 1, c): the mean over pixels and over the channel's group."""
+        """Returns the mean over all pixels and over the group of each channel: (b, h, w, c) to (b, 1, 1, c)."""
         size = self.scale.shape[0] // self.groups
         by_group = x.mean(axis=(1, 2)).reshape(x.shape[0], -1, size).mean(axis=-1)
         return jnp.repeat(by_group, size, axis=-1)[:, None, None, :]
@@ -91,7 +91,15 @@ def conv_of_norm(
     beside: Float[Array, "b h w e"] | None = None,
     shortcut: Callable[[Array], Array] = lambda y: y,
 ) -> Float[Array, "b h w d"]:
-    """conv(silu(norm(x))), and shortcut(beside) added to it if there is any; in strips where the picture is large."""
+    """Returns conv(silu(norm(x))) + shortcut(beside), computed in strips if the image is large.
+
+    Args:
+        norm: of the channels of x.
+        conv: 3x3.
+        x: (b, h, w, c).
+        beside: the input of the residual block, (b, h, w, e); None for no shortcut.
+        shortcut: from e to the output channels.
+    """
     if strips.wanted(x, conv):
         return strips.convolve(conv, x, norm.activation(x), beside=beside, shortcut=shortcut)
     y = conv(nnx.silu(norm(x)))
@@ -101,7 +109,14 @@ def conv_of_norm(
 def sinusoidal_embedding(
     timesteps: Num[Array, " b"], dim: int, *, flip_sin_to_cos: bool = True, freq_shift: int = 0
 ) -> Float[Array, "b dim"]:
-    """Sinusoids of the timestep, in float32 whatever the model's dtype; cosines first when `flip_sin_to_cos`."""
+    """Returns sinusoids of the timestep (arXiv 1706.03762, section 3.5), in float32 for every model dtype.
+
+    Args:
+        timesteps: (b,).
+        dim: number of sinusoids, even.
+        flip_sin_to_cos: cosines first.
+        freq_shift: 0 or 1, subtracted from the number of frequencies; diffusers' name.
+    """
     half = dim // 2
     exponent = -jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
@@ -110,6 +125,8 @@ def sinusoidal_embedding(
 
 
 class TimestepEmbedding(nnx.Module):
+    """Two linear layers from the sinusoids (b, d) to the embedding of the timestep (b, e)."""
+
     def __init__(self, in_dim: int, dim: int, rngs: Keys):
         self.linear_1 = nnx.Linear(in_dim, dim, rngs=rngs)
         self.linear_2 = nnx.Linear(dim, dim, rngs=rngs)
@@ -119,7 +136,10 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised convolutions around an optional time embedding, added to the (projected) input."""
+    """Two normalised convolutions, with the time embedding added between them if there is one, added to the input.
+
+    If the number of channels changes, the input goes through a 1x1 convolution.
+    """
 
     def __init__(
         self,
@@ -153,7 +173,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A 3x3 convolution of stride 2. The UNet pads (1, 1) on both axes, the VAE (0, 1): they are different layers."""
+    """A 3x3 convolution of stride 2. On both axes, the UNet pads (1, 1) and the VAE pads (0, 1)."""
 
     def __init__(self, channels: int, padding: tuple[int, int], rngs: Keys):
         self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), rngs=rngs)

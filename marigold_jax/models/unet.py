@@ -1,6 +1,7 @@
-"""UNet2DConditionModel of Stable Diffusion 1 and 2, in NHWC (reference: SD2's `unet/config.json`, diffusers).
+"""UNet2DConditionModel of Stable Diffusion 1 and 2, in NHWC (arXiv 2112.10752, section 3.2; reference: diffusers).
 
-Marigold widens `conv_in` to 8 channels: the RGB latent first, then the noisy latent of the target. Nothing else moves.
+Marigold (arXiv 2312.02145, section 3.2) widens `conv_in` to 8 channels: first the latent of the image, then the noisy
+latent of the target. Nothing else changes.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from marigold_jax.models.layers import (
 )
 from marigold_jax.runtime.typed import Between, shown
 
-# Keys of diffusers' config that have one supported value, or none that matters (`upcast_attention`: softmax and
-# logits are float32 here in any case).
+# Keys of diffusers' config with one supported value, or with any value if it does not matter here
+# (`upcast_attention`: softmax and logits are always float32).
 FIXED = {
     "sample_size": ANY,
     "upcast_attention": ANY,
@@ -64,7 +65,7 @@ FIXED = {
     "attention_type": "default",
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
-    # Notes of training on an average of the weights, which some files carry along.
+    # Settings of the moving average in training, which some files contain.
     **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"), ANY),
     "use_ema_warmup": ANY,
 }
@@ -76,11 +77,11 @@ TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differ
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The keys of `unet/config.json` that shape the network; defaults are diffusers' for absent keys.
+    """The keys of `unet/config.json` that define the network, with diffusers' defaults.
 
-    `attention_head_dim` is historically misnamed: it counts heads, one number or one for each block. Where
-    `use_linear_projection` is false, as in Stable Diffusion 1, a file keeps two matrices of each transformer as 1x1
-    convolutions; the function is the same.
+    Despite its name, `attention_head_dim` is the number of heads: one number, or one for each block. If
+    `use_linear_projection` is false, as in Stable Diffusion 1, the file has 1x1 convolutions instead of two matrices of
+    each transformer; the function is the same.
     """
 
     in_channels: Width = 4
@@ -116,12 +117,12 @@ class UNetConfig:
             raise ValueError(f"block_out_channels = {shown(widths)}: wanted an even number first, larger than 2")
 
     def _types(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The types of the blocks on the way down and up, level by level."""
+        """Returns the types of the down and up blocks, both from the finest level to the coarsest."""
         return self.down_block_types, self.up_block_types[::-1]
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of each level."""
+        """The number of attention heads in each level."""
         heads = self.num_attention_heads or self.attention_head_dim
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
@@ -132,7 +133,7 @@ SD2 = UNetConfig(
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x to itself, or to `context`."""
+    """Multi-head attention of `x` (b, n, c) to itself, or to `context` (b, m, d) if given (arXiv 1706.03762)."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, rngs: Keys):
         self.heads = heads
@@ -152,7 +153,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU: the first half of the projection is the value, the second half its gate."""
+    """GEGLU (arXiv 2002.05202): the first half of the projection is the value, the second half is the gate."""
 
     def __init__(self, dim: int, rngs: Keys):
         self.proj = nnx.Linear(dim, 8 * dim, rngs=rngs)
@@ -164,6 +165,8 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention to the text and a feed-forward layer, each normalised first and added to x."""
+
     def __init__(self, dim: int, context_dim: int, heads: int, rngs: Keys):
         def norm() -> nnx.LayerNorm:
             return nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
@@ -179,7 +182,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Transformer2DModel of depth 1: pixels become tokens and come back."""
+    """Transformer2DModel with one block: pixels (b, h, w, c) are tokens (b, h·w, c) inside."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, groups: int, rngs: Keys):
         self.norm = GroupNorm(dim, groups, TRANSFORMER_NORM_EPSILON)
@@ -196,6 +199,8 @@ class Transformer(nnx.Module):
 
 
 class DownBlock(nnx.Module):
+    """The encoder at one level: residual blocks, each with a transformer if the config says so, then half the size."""
+
     def __init__(self, config: UNetConfig, level: int, rngs: Keys):
         width = config.block_out_channels[level]
         before = config.block_out_channels[max(level - 1, 0)]
@@ -210,7 +215,14 @@ class DownBlock(nnx.Module):
         self.downsamplers = nnx.List([] if last else [Downsample(width, (1, 1), rngs)])
 
     def __call__(self, x: Array, time: Array, context: Array, remat: Remat) -> tuple[Array, list[Array]]:
-        """The block's output, and everything that the decoder will want again."""
+        """Returns the output, and the skip connections for the decoder in the order they are made.
+
+        Args:
+            x: (b, h, w, c).
+            time: embedding of the timestep, (b, t).
+            context: rows of the text encoder, (b, m, d).
+            remat: wraps every residual block and transformer.
+        """
         skips = []
         for i, block in enumerate(self.resnets):
             x = remat(block)(x, time)
@@ -224,6 +236,8 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
+    """The lowest resolution: residual block, transformer, residual block."""
+
     def __init__(self, config: UNetConfig, rngs: Keys):
         width = config.block_out_channels[-1]
         self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
@@ -236,12 +250,14 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
+    """The decoder at one level: as `DownBlock` with one more residual block, each of which also reads a skip."""
+
     def __init__(self, config: UNetConfig, index: int, rngs: Keys):
         widths = config.block_out_channels
         level = len(widths) - 1 - index
         width, above, below = widths[level], widths[max(level - 1, 0)], widths[min(level + 1, len(widths) - 1)]
         count = config.layers_per_block + 1
-        # Each resnet sees what came so far beside one skip; the last skip comes from the narrower level above.
+        # Each resnet reads its predecessor's output and one skip; the last skip comes from the narrower level above.
         inputs = [below if i == 0 else width for i in range(count)]
         skips = [above if i == count - 1 else width for i in range(count)]
         self.resnets = nnx.List(resnet(config, i + s, width, rngs) for i, s in zip(inputs, skips, strict=True))
@@ -258,7 +274,16 @@ class UpBlock(nnx.Module):
         size: tuple[int, int],
         remat: Remat,
     ) -> Array:
-        """`skips` are in the order of use; `size` is that of the next level, odd or even."""
+        """Returns the output of the block.
+
+        Args:
+            x: (b, h, w, c).
+            skips: outputs of the encoder, in the order in which they are used.
+            time: embedding of the timestep, (b, t).
+            context: rows of the text encoder, (b, m, d).
+            size: height and width of the next level, odd or even.
+            remat: wraps every residual block and transformer.
+        """
         for i, (block, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = remat(block)(jnp.concatenate([x, skip], axis=-1), time)
             if self.attentions:
@@ -280,9 +305,9 @@ def transformer(config: UNetConfig, level: int, rngs: Keys) -> Transformer:
 
 
 class UNet(nnx.Module):
-    """Predicts noise, velocity or sample from the RGB latent beside a noisy latent.
+    """Predicts epsilon, v or x0 from the latent of the image and the noisy latent of the target.
 
-    Latents of any size work: where a side is odd, the decoder resizes to the skip instead of doubling.
+    Latents may have any size: if a side is odd, the decoder resizes to the size of the skip instead of doubling.
     """
 
     def __init__(self, config: UNetConfig, rngs: Keys):
@@ -304,10 +329,15 @@ class UNet(nnx.Module):
         remat: Remat = keep,
         taps: list[Array] | None = None,
     ) -> Float[Array, "b h w k"]:
-        """`sample`: latents; `timesteps` in [0, 1000); `encoder_hidden_states`: the empty prompt's 2 or 77 rows.
+        """Returns the prediction, in the dtype of the parameters.
 
-        `remat` wraps every call of a resnet or transformer, for training: `jax.checkpoint` computes the inside
-        again in the backward pass instead of keeping it. `taps` is given what each block of the decoder puts out.
+        Args:
+            sample: latents (b, h, w, 8): the image's four channels, then the target's.
+            timesteps: in [0, 1000).
+            encoder_hidden_states: rows of the text encoder, (b, m, d); for Marigold the 2 or 77 of the empty prompt.
+            remat: wraps every residual block and transformer in training. `jax.checkpoint` computes the inside again
+                in the backward pass instead of storing it.
+            taps: a list to which the output of each decoder block is appended.
         """
         config, context = self.config, encoder_hidden_states
         waves = sinusoidal_embedding(

@@ -1,6 +1,7 @@
-"""AutoencoderKL of Stable Diffusion, in NHWC: pixels in [-1, 1] to latents an eighth of the size, and back.
+"""AutoencoderKL of Stable Diffusion, in NHWC: pixels in [-1, 1] to latents of an eighth of the size, and back.
 
-Marigold keeps it frozen and always takes the mean of the posterior, never a sample.
+(arXiv 2112.10752, section 3.1; reference: diffusers.) Marigold keeps it frozen and always uses the mean of the
+posterior, never a sample (arXiv 2312.02145, section 3.2).
 """
 
 import dataclasses
@@ -94,6 +95,8 @@ class AttentionBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
+    """The lowest resolution: residual block, attention, residual block. (b, i, j, c) to the same shape."""
+
     def __init__(self, config: VAEConfig, rngs: Keys):
         width = config.block_out_channels[-1]
         self.resnets = nnx.List(resnet(config, width, width, rngs) for _ in range(2))
@@ -106,6 +109,8 @@ class MidBlock(nnx.Module):
 
 
 class DownBlock(nnx.Module):
+    """The encoder at one level: residual blocks, then half the size, except at the last level."""
+
     def __init__(self, config: VAEConfig, level: int, rngs: Keys):
         widths = config.block_out_channels
         before, width = widths[max(level - 1, 0)], widths[level]
@@ -121,6 +126,8 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
+    """The decoder at one level: residual blocks, then twice the size, except at the last level."""
+
     def __init__(self, config: VAEConfig, index: int, rngs: Keys):
         widths = config.block_out_channels[::-1]
         before, width = widths[max(index - 1, 0)], widths[index]
@@ -140,6 +147,8 @@ def resnet(config: VAEConfig, in_channels: int, out_channels: int, rngs: Keys) -
 
 
 class Encoder(nnx.Module):
+    """Pixels (b, h, w, c) to mean and log-variance of the latents, (b, i, j, 2z), before `quant_conv`."""
+
     def __init__(self, config: VAEConfig, rngs: Keys):
         widths = config.block_out_channels
         self.conv_in = conv3x3(config.in_channels, widths[0], rngs)
@@ -156,6 +165,8 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """Latents (b, i, j, z), after `post_quant_conv`, to pixels (b, h, w, c). `remat` wraps every block."""
+
     def __init__(self, config: VAEConfig, rngs: Keys):
         widths = config.block_out_channels
         self.conv_in = conv3x3(config.latent_channels, widths[-1], rngs)
@@ -172,6 +183,8 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
+    """`encode` and `decode` between pixels and latents scaled to a standard deviation of about 1."""
+
     def __init__(self, config: VAEConfig, rngs: Keys):
         z = config.latent_channels
         self.config = config
@@ -181,16 +194,18 @@ class VAE(nnx.Module):
         self.post_quant_conv = nnx.Conv(z, z, (1, 1), rngs=rngs)
 
     def encode(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b i j z"]:
-        """Pixels in [-1, 1] to scaled latents: the mean of the posterior times `scaling_factor`."""
+        """Returns scaled latents of pixels in [-1, 1]: the mean of the posterior times `scaling_factor`."""
         moments = self.quant_conv(self.encoder(pixels))
         mean, _ = jnp.split(moments, 2, axis=-1)
         return mean * jnp.asarray(self.config.scaling_factor, mean.dtype)
 
     def decode(self, latents: Float[Array, "b i j z"], remat: Remat = keep) -> Float[Array, "b h w c"]:
-        """Scaled latents to pixels; nominally in [-1, 1], not clipped.
+        """Returns pixels of scaled latents: nominally in [-1, 1], not clipped.
 
-        `remat` wraps every call of a block, for gradients that flow through: `jax.checkpoint` computes its inside
-        again in the backward pass instead of keeping it.
+        Args:
+            latents: as `encode` returns them.
+            remat: wraps every block if gradients flow through. `jax.checkpoint` computes the inside again in the
+                backward pass instead of storing it.
         """
         z = latents / jnp.asarray(self.config.scaling_factor, latents.dtype)
         return self.decoder(self.post_quant_conv(z), remat)

@@ -1,4 +1,4 @@
-"""One component of a checkpoint folder (`unet/`, `vae/`, `text_encoder/`): its configuration and its parameters."""
+"""One component of a model (`unet/`, `vae/`, `text_encoder/`): its configuration, structure and parameters."""
 
 import dataclasses
 import functools
@@ -26,14 +26,20 @@ READERS = 4  # tensors read and transposed at the same time
 
 
 class Kind(NamedTuple):
-    """A class of diffusers': its configuration here, its module, and the fixed part of its configuration."""
+    """How a class of diffusers is implemented here.
+
+    Attributes:
+        config: our dataclass of its `config.json`.
+        module: from a configuration and keys to the `nnx.Module`.
+        fixed: the keys of `config.json` that have one supported value; see `models.config`.
+    """
 
     config: type
     module: Callable[..., Any]
     fixed: Mapping[str, Any]
 
 
-# Component -> what it may be, by the name of diffusers' class; the first where nothing is said.
+# Component -> diffusers' classes that it may have; the first one is meant if the file names none.
 COMPONENTS = {
     "unet": {"UNet2DConditionModel": Kind(unet.UNetConfig, unet.UNet, unet.FIXED)},
     "vae": {
@@ -47,13 +53,15 @@ COMPONENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Component:
+    """A network in memory: its configuration, its structure and its parameters."""
+
     config: Any
     structure: Structure
     params: Params
 
 
 def kind_of(component: str, config: Mapping[str, Any], file: Path) -> Kind:
-    """What the contents of a component's `config.json` describe. ValueError, which names the file, if nothing known."""
+    """Returns the kind that the contents of a `config.json` describe. Raises ValueError if it is unknown."""
     kinds = COMPONENTS[component]
     class_name = config.get("_class_name", next(iter(kinds)))
     if not isinstance(class_name, str) or class_name not in kinds:
@@ -62,12 +70,12 @@ def kind_of(component: str, config: Mapping[str, Any], file: Path) -> Kind:
 
 
 def class_name_of(component: str, config: Any) -> str:
-    """The name of diffusers' class, from a configuration as it is here."""
+    """Returns the name of diffusers' class for one of our configurations."""
     return next(name for name, kind in COMPONENTS[component].items() if type(config) is kind.config)
 
 
 def load_part(component: str, folder: Path, dtype: Any) -> Component:
-    """Read the folder of one component: `config.json` and weights. Raises as `load` does."""
+    """Reads the folder of a component: `config.json` and weights. Raises as `load_component`."""
     kind = kind_of(component, read_json(folder / CONFIG), folder / CONFIG)
     return Component(*load_component(folder, *kind, dtype))
 
@@ -75,9 +83,21 @@ def load_part(component: str, folder: Path, dtype: Any) -> Component:
 def load_component(
     folder: Path, config_class: type, module: Callable, fixed: Mapping[str, Any], dtype: Any = jnp.float32
 ) -> tuple[Any, Structure, Params]:
-    """Configuration, structure and parameters, a few tensors at a time, each cast to `dtype`.
+    """Reads a component in diffusers' layout, a few tensors at a time.
 
-    Raises FileNotFoundError, or ValueError that names the folder and everything in it that does not fit.
+    Args:
+        folder: with `config.json` and weights.
+        config_class: our dataclass of `config.json`.
+        module: from a configuration and keys to the `nnx.Module`.
+        fixed: the keys of `config.json` that have one supported value.
+        dtype: of the parameters in memory.
+
+    Returns:
+        Configuration, structure and parameters.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: one line that names the folder and everything in it that does not fit.
     """
     config = config_from_file(folder / CONFIG, config_class, fixed)
     structure, shapes = layout_of(module, config)
@@ -88,8 +108,8 @@ def load_component(
         raise ValueError(f"{tensors}: {error}") from error
 
     def read(path):
-        stored = torch_names.from_checkpoint(path, shapes[path].ndim, tensors.read(matches[path]))
-        with np.errstate(over="ignore"):  # said below, by name
+        stored = torch_names.from_torch(path, shapes[path].ndim, tensors.read(matches[path]))
+        with np.errstate(over="ignore"):  # reported below, with the name
             array = np.ascontiguousarray(stored, dtype=dtype)
         if stored.dtype.itemsize > array.dtype.itemsize:
             require_finite(array, f"{tensors}: {matches[path]} as {array.dtype}")
@@ -102,7 +122,7 @@ def load_component(
 
 @functools.lru_cache(maxsize=16)
 def layout_of(module: Callable, config: Any) -> tuple[Structure, Mapping[str, jax.ShapeDtypeStruct]]:
-    """Structure and shapes of a module, not to be altered: traced once, however often such a checkpoint is loaded."""
+    """Returns structure and shapes of a module. They are cached, so do not change them."""
     return abstract(lambda rngs: module(config, rngs))
 
 
@@ -115,14 +135,22 @@ def save_component(
     dtype: str = "float32",
     file: str = WEIGHTS,
 ) -> None:
-    """The inverse: a folder that diffusers loads, its weights in `dtype`. Names and layout are today's diffusers'."""
+    """Writes a folder that diffusers and transformers load, with the names and the layout of their current versions.
+
+    Args:
+        folder: to be created.
+        class_name: diffusers' class.
+        config: our configuration.
+        fixed: further keys of `config.json`.
+        params: of the component.
+        dtype: of the weights in the file.
+        file: name of the file of weights.
+    """
     spatial = not getattr(config, "use_linear_projection", True)
     folder.mkdir(parents=True)
     write_json(folder / CONFIG, {"_class_name": class_name} | config_to_dict(config, fixed))
     tensors = {
-        torch_names.checkpoint_name(path, np.ndim(array)): torch_names.to_checkpoint(
-            path, np.asarray(array, dtype), spatial
-        )
+        torch_names.torch_name(path, np.ndim(array)): torch_names.to_torch(path, np.asarray(array, dtype), spatial)
         for path, array in params.items()
     }
     save_file(tensors, folder / file, metadata={"format": "pt"})

@@ -55,12 +55,14 @@ STABLE_DIFFUSION_2_SCHEDULER = SchedulerConfig(
 
 
 def load(folder: Path, dtype: Any) -> DiffusionModel:
+    """Reads a folder; see `model_folder.load`."""
     index, scheduler = _read_index(folder)
     parts = {name: load_part(name, folder / name, dtype) for name in COMPONENTS}
     return DiffusionModel(**parts, empty_prompt=_prompt(folder), scheduler=scheduler, index=index, folder=folder)
 
 
 def save(model: DiffusionModel, folder: Path, dtype: str) -> None:
+    """Writes everything but the empty prompt into an existing folder; see `model_folder.save`."""
     index = dict(model.index.values)
     for name, kinds in COMPONENTS.items():
         part = getattr(model, name)
@@ -70,11 +72,11 @@ def save(model: DiffusionModel, folder: Path, dtype: str) -> None:
     index["scheduler"] = ["diffusers", model.scheduler.class_name or "DDIMScheduler"]
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / SCHEDULER, model.scheduler.values)
-    # The text encoder goes along for diffusers' sake, byte for byte, where there is one; silence is easily made.
+    # diffusers needs a text encoder: copy it if there is one. One that returns zeros for any prompt is easily made.
     for name in TEXT_COMPONENTS:
         if (model.folder / name).is_dir():
             shutil.copytree(model.folder / name, folder / name, copy_function=_copy)
-    if not (folder / "text_encoder").is_dir() and null_text_encoder.is_silent(model.empty_prompt):
+    if not (folder / "text_encoder").is_dir() and null_text_encoder.is_zero(model.empty_prompt):
         null_text_encoder.save_text_components(model.empty_prompt, folder)
     for name, class_name in TEXT_COMPONENTS.items():
         index[name] = ["transformers", class_name] if (folder / name).is_dir() else [None, None]
@@ -86,10 +88,15 @@ def _copy(source: str, target: str) -> None:
 
 
 def shapes_of(folder: Path | None) -> DiffusionModel:
-    """The checkpoint in a folder of diffusers' layout (None: Stable Diffusion 2 at full size) without its weights.
+    """Returns a model without its weights: parameters are `jax.ShapeDtypeStruct`, and the empty prompt is zeros.
 
-    Parameters are `jax.ShapeDtypeStruct`, float32, the UNet already widened to two latents; the empty prompt is zeros.
-    Raises FileNotFoundError or ValueError that names the file.
+    The UNet is already widened to two latents.
+
+    Args:
+        folder: in diffusers' layout; None for Stable Diffusion 2 at full size.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
     """
     configs, scheduler, index = {"unet": unet.SD2, "vae": vae.SD2}, STABLE_DIFFUSION_2_SCHEDULER, ModelIndex({})
     if folder is not None:
@@ -114,7 +121,7 @@ def shapes_of(folder: Path | None) -> DiffusionModel:
 
 
 def _read_index(folder: Path) -> tuple[ModelIndex, SchedulerConfig]:
-    """The index of a folder of diffusers' layout, and its scheduler. ValueError for another family's."""
+    """Reads the index and the scheduler of a folder. Raises ValueError for a model of another family."""
     index = read_json(folder / INDEX)
     file, unet_file = folder / "scheduler" / SCHEDULER, folder / "unet" / CONFIG
     scheduler, unet_config = (read_json(file) if file.exists() else {} for file in (file, unet_file))
@@ -124,7 +131,7 @@ def _read_index(folder: Path) -> tuple[ModelIndex, SchedulerConfig]:
 
 
 def read_scheduler(values: Mapping[str, Any], file: Path) -> SchedulerConfig:
-    """The known keys of a scheduler's configuration, checked; a warning for those that are not known."""
+    """Returns the known keys of a `scheduler_config.json`. Unknown keys are dropped with a warning."""
     unknown = unknown_keys(values)
     scheduler = SchedulerConfig({key: value for key, value in values.items() if key not in unknown}, file)
     if unknown:
@@ -133,17 +140,17 @@ def read_scheduler(values: Mapping[str, Any], file: Path) -> SchedulerConfig:
 
 
 def _prompt(folder: Path) -> EmptyPrompt:
-    """The stored answer to the empty prompt: beside the weights, else in the user's cache, else computed and kept."""
+    """Returns the empty prompt: stored in the folder, else in the user's cache, else computed and cached."""
     stored = folder / empty_prompt.FILE
     if os.path.lexists(stored):
         return empty_prompt.load(stored)
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
     if not encoder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: needs {empty_prompt.FILE} or text_encoder/, to know what the empty prompt means; copy "
+            f"{folder}: needs {empty_prompt.FILE} or text_encoder/ for the embedding of the empty prompt; copy "
             "text_encoder/ and tokenizer/ from Stable Diffusion 2 or from any Marigold checkpoint into it"
         )
-    # Every file that has a part in the answer, by what changes when it does.
+    # The cache key: path, size and time of every file that the result depends on.
     files = [file for part in (encoder, tokenizer) if part.is_dir() for file in sorted(part.iterdir()) if file.exists()]
     stats = [(os.path.realpath(file), file.stat()) for file in files]
     identity = "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)

@@ -1,6 +1,6 @@
-"""From the name of a checkpoint to a folder on this machine: a path, a Hugging Face id, or what ships.
+"""From the name of a model to a folder on this machine: a path, a Hugging Face id, or a model that ships with us.
 
-The folder of a training run is a name too; what it means is decided in `marigold_jax.runs`.
+The folder of a training run is a name too; `marigold_jax.runs` finds the weights in it.
 """
 
 import logging
@@ -25,19 +25,24 @@ MIRRORS = {
     "prs-eth/marigold-lcm-v1-0": ("prs-eth/marigold-depth-lcm-v1-0", "prs-eth/marigold-lcm-v1-0"),
 }
 
-# What a download brings: everything that describes, and of each part with weights the one kind that loads first.
+# What is downloaded: all configuration files, and for each component the one kind of weight file that loads first.
 DESCRIPTIONS = re.compile(r"[^/]+\.json|[^/]+/[^/]+\.json|tokenizer/[^/]+|empty_prompt\.safetensors|params/.+")
 PARTS = ("unet", "vae", "text_encoder")
 VAE = "vae"
-WHOLE = ""  # the part of a repository that holds a single component, at its root
+WHOLE = ""  # the root of a repository that holds a single component
 
 
 def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[str, ...] = PARTS) -> Path:
-    """The folder that `name` means, downloaded first where need be.
+    """Returns the folder that `name` means; downloads it first if necessary. `HF_HUB_OFFLINE=1` uses only the cache.
 
-    `name`: a folder; a Hugging Face id, optionally `id@revision`; or a checkpoint that ships with the package (None:
-    the default one). `HF_HUB_OFFLINE=1` uses what is cached. `parts`: those whose weights a download brings. Raises
-    FileNotFoundError or ValueError with a sentence that says what to do.
+    Args:
+        name: a folder; a Hugging Face id, optionally `id@revision`; or a model that ships with the package (None: the
+            default one).
+        revision: of a Hugging Face id.
+        parts: the components whose weights are downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that says what to do.
     """
     if (folder := local(name)) is not None:
         if revision is not None:
@@ -45,13 +50,13 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
         return folder
     text = printable(name)
     repository, at, pinned = str(name).partition("@")
-    if not _looks_like_id(repository) or (at and not pinned):
+    if not _is_id(repository) or (at and not pinned):
         raise FileNotFoundError(
             f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
         )
     if pinned and revision not in (None, pinned):
         raise ValueError(f"{text}: and revision {printable(revision)}: name one of the two")
-    # A path with a slip in it looks like an id. The Hub must not answer for it with somebody's repository.
+    # A mistyped path looks like an id. It must not download somebody's repository.
     owner = repository.partition("/")[0]
     if not (pinned or revision) and repository != owner and Path(owner).is_dir():
         raise FileNotFoundError(
@@ -62,13 +67,13 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
 
 
 def resolve_vae(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a VAE: what `resolve` makes of `name`, or its `vae/` where that is a whole checkpoint."""
+    """Returns the folder of a VAE: as `resolve`, or its `vae/` if that folder is a whole model."""
     folder = resolve(name, revision, parts=(VAE, WHOLE))
     return folder / VAE if (folder / VAE).is_dir() else folder
 
 
 def local(name: str | Path | None) -> Path | None:
-    """The same where it is on this machine already; None where it would have to be downloaded."""
+    """Returns the folder if it is on this machine already; None if it would have to be downloaded."""
     if name is None:
         return SHIPPED / DEFAULT
     shipped = SHIPPED / str(name)
@@ -78,7 +83,7 @@ def local(name: str | Path | None) -> Path | None:
             raise ValueError(f"{printable(name)!r}: wanted a folder, found {_file_kind(path)}")
         is_folder = path.is_dir()
         ships = shipped.parent == SHIPPED and (shipped / "model_index.json").is_file()
-    except (OSError, RuntimeError) as error:  # a name that is too long, or of a user who does not exist
+    except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise FileNotFoundError(f"{printable(name)}: {getattr(error, 'strerror', None) or error}") from None
     if ships and is_folder:
         logger.warning("%s: taking the folder of that name here, not the checkpoint that ships", path)
@@ -88,7 +93,7 @@ def local(name: str | Path | None) -> Path | None:
 
 
 def commit_of(folder: Path) -> tuple[str, str] | None:
-    """The repository and the commit that a folder of the Hub's cache, or a part in it, holds; None for any other."""
+    """Returns repository and commit of a folder in the Hub's cache, or of a component in it; None for other folders."""
     snapshot = folder if folder.parent.name == "snapshots" else folder.parent
     home = snapshot.parent.parent.name
     if snapshot.parent.name != "snapshots" or not home.startswith("models--"):
@@ -97,7 +102,7 @@ def commit_of(folder: Path) -> tuple[str, str] | None:
 
 
 def _file_kind(path: Path) -> str:
-    """What to do with a file that was named in place of a folder."""
+    """Says what a file is that was given instead of a folder, and what to do with it."""
     kinds = {
         **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), "an archive: unpack it, and name the folder"),
         **dict.fromkeys(
@@ -109,14 +114,24 @@ def _file_kind(path: Path) -> str:
     return kinds.get(path.suffix.lower(), "a file") if path.name else "no name"
 
 
-def _looks_like_id(text: str) -> bool:
-    owner, _, name = text.partition("/")
-    plain = all(part and set(part) <= _ID_CHARACTERS for part in (owner, name))
-    return text in MIRRORS or (plain and not text.startswith("."))
+def _is_id(text: str) -> bool:
+    """Whether this can be the id of a repository: owner/name, or an old name without an owner that has a mirror."""
+    if text in MIRRORS:
+        return True
+    if "/" not in text or not text.isascii():
+        return False
+    # Imported late: a local folder needs none of it, and it takes half a second.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
-PLAIN = re.compile(r"[\w./+=@,-]+")  # a name without characters that a pattern for names would read as its own
-_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+PLAIN = re.compile(r"[\w./+=@,-]+")  # a file name without characters that have a meaning in `allow_patterns`
 
 
 def _download(repository: str, revision: str | None, parts: tuple[str, ...]) -> Path:
@@ -124,7 +139,7 @@ def _download(repository: str, revision: str | None, parts: tuple[str, ...]) -> 
     for candidate in MIRRORS.get(repository, (repository,)):
         try:
             return _snapshot(candidate, revision, parts)
-        except Exception as error:  # huggingface_hub, httpx and OSError all speak here; the next mirror may answer
+        except Exception as error:  # from huggingface_hub, httpx or the system; the next mirror may work
             reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
             failures.append(f"{candidate} ({reason})")
             logger.info("%s: %s", candidate, reason)
@@ -141,7 +156,7 @@ def _snapshot(repository: str, revision: str | None, parts: tuple[str, ...]) -> 
 
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-    except Exception as refused:  # no network, or not allowed to use it, or gone: what is cached may do
+    except Exception as refused:  # no network, no permission, or deleted: the cache may have it
         try:
             folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
@@ -153,15 +168,19 @@ def _snapshot(repository: str, revision: str | None, parts: tuple[str, ...]) -> 
     files = wanted_files([sibling.rfilename for sibling in info.siblings or ()], parts)
     if not files:
         raise FileNotFoundError("no weights in a layout that loads")
-    # Of the commit that was listed, whatever is pushed meanwhile.
+    # The commit that was listed, even if another one is pushed meanwhile.
     return Path(huggingface_hub.snapshot_download(repository, revision=info.sha or revision, allow_patterns=files))
 
 
 def wanted_files(listing: Iterable[str], parts: tuple[str, ...] = PARTS) -> list[str]:
-    """Which files of a repository a download brings: empty where a part that must have weights has none that load.
+    """Returns the files of a repository to download; empty if there are no weights that load.
 
-    A repository may keep one part as safetensors, another in shards, a third in half precision or pickled: each is
-    looked at by itself. `parts`: "" is the root; the root's weights are wanted only where no other part is there.
+    A repository may keep one component as safetensors, another in shards, a third in half precision or pickled, so the
+    kind of file is chosen for each component.
+
+    Args:
+        listing: the files of the repository, as paths from its root.
+        parts: the components. "" is the root, whose weights are used only if no other component has any.
     """
     names = [name for name in listing if PLAIN.fullmatch(name)]
     files = [name for name in names if DESCRIPTIONS.fullmatch(name)]

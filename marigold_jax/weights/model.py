@@ -14,15 +14,18 @@ from marigold_jax.weights.component import Component, load_part
 from marigold_jax.weights.empty_prompt import EmptyPrompt
 from marigold_jax.weights.model_index import ModelIndex
 
-# What the bias of a widened conv_in is multiplied by. The kernel is divided by the number of its copies by both.
+# Factor for the bias of a widened conv_in. Both papers divide the kernel by the number of its copies.
 INFLATION_BIAS = {"marigold": lambda copies: 1.0, "e2e_ft": lambda copies: 1 / copies}
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionModel:
-    """Everything that prediction and training start from.
+    """Everything that prediction and training start from: Stable Diffusion, or a model fine-tuned from it.
 
     Attributes:
+        unet: the denoiser.
+        vae: the autoencoder of images and targets.
+        empty_prompt: output of the text encoder for the empty prompt, (2, d) and (77, d).
         scheduler: `scheduler_config.json`.
         index: the scalars of `model_index.json`.
         folder: where it was read from.
@@ -37,7 +40,7 @@ class DiffusionModel:
 
 
 def unsuitable(model: DiffusionModel, plain_too: bool = False) -> str:
-    """Why no picture can be estimated with these networks; empty where one can. `plain_too`: or trained from them."""
+    """Returns why these networks cannot predict, or "". With `plain_too`, it is enough if they can be fine-tuned."""
     latent = model.vae.config.latent_channels
     channels = model.unet.config.in_channels, model.unet.config.out_channels
     if channels == (2 * latent, latent) or (plain_too and channels == (latent, latent)):
@@ -49,10 +52,18 @@ def unsuitable(model: DiffusionModel, plain_too: bool = False) -> str:
 
 
 def with_vae(model: DiffusionModel, folder: Path, dtype: Any = jnp.float32) -> DiffusionModel:
-    """The checkpoint with the VAE of another folder (`config.json` and weights), as a small one with the same latents.
+    """Returns the model with the VAE of another folder, such as a small one that was made for the same latents.
 
-    Nothing can tell whether latents mean the same, only whether they have the same shape. Raises as `load` does, and
-    ValueError where they have not.
+    Only the shape of the latents can be checked, not whether they mean the same.
+
+    Args:
+        model: keeps everything else.
+        folder: with `config.json` and weights.
+        dtype: of the parameters in memory.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_component`.
+        ValueError: the latents have another shape.
     """
     part = load_part("vae", folder, dtype)
     found, wanted = ((vae.latent_channels, vae.downsampling) for vae in (part.config, model.vae.config))
@@ -66,10 +77,17 @@ def with_vae(model: DiffusionModel, folder: Path, dtype: Any = jnp.float32) -> D
 
 
 def inflate(model: DiffusionModel, bias: str = "marigold", copies: int = 2) -> DiffusionModel:
-    """Widen `conv_in` from 4 to 4 · `copies` input channels: the kernel repeated and divided, so that the sum stays.
+    """Widens `conv_in` to read `copies` latents (arXiv 2312.02145, section 3.2).
 
-    `bias`: "marigold" keeps it, "e2e_ft" divides it too, as the two papers' code do. A checkpoint that is
-    already wide comes back unchanged.
+    The kernel is repeated and divided by `copies`, so that the output keeps its scale.
+
+    Args:
+        model: returned unchanged if it reads `copies` latents already.
+        bias: "marigold" keeps the bias, "e2e_ft" divides it too; each is what the code of that paper does.
+        copies: number of latents that the UNet reads.
+
+    Raises:
+        ValueError: the UNet reads neither one latent nor `copies`.
     """
     part, latent = model.unet, model.vae.config.latent_channels
     if part.config.in_channels == copies * latent:

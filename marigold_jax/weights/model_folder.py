@@ -1,9 +1,9 @@
-"""A model folder of either layout, read and written.
+"""Reads and writes a model folder in either layout.
 
 | layout    | what it is for                                | marked by          |
 |-----------|-----------------------------------------------|--------------------|
-| diffusers | exchange: what the authors publish            | `model_index.json` |
-| native    | Orbax: loads onto any sharding, in shares     | `marigold.json`    |
+| diffusers | exchange: what authors publish                | `model_index.json` |
+| native    | Orbax: each device reads only its share       | `marigold.json`    |
 """
 
 import logging
@@ -27,11 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = None) -> DiffusionModel:
-    """Read a checkpoint folder of either layout.
+    """Reads a model folder in either layout.
 
-    `dtype`: of the parameters in memory. `sharding`: for a native checkpoint, from "unet.<path>" or "vae.<path>" and a
-    shape to the sharding that each array is born with, as `runtime.sharding.Layout.sharding`; None for one device.
-    Raises FileNotFoundError or ValueError with one line that names the file.
+    Args:
+        folder: of the model.
+        dtype: of the parameters in memory.
+        sharding: for the native layout: from "unet.<path>" or "vae.<path>" and a shape to the sharding of the array, as
+            `runtime.sharding.Layout.sharding`. None for one device.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
     """
     if os.path.lexists(folder / NATIVE):
         loaded = native_folder.load(folder, dtype, sharding)
@@ -42,7 +47,7 @@ def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = Non
     width, wanted = loaded.empty_prompt[2].shape[1], loaded.unet.config.cross_attention_dim
     if width != wanted:
         raise ValueError(
-            f"{folder}: the answer to the empty prompt is {width} numbers wide, and the UNet's cross_attention_dim is "
+            f"{folder}: the embedding of the empty prompt has {width} channels, but the UNet's cross_attention_dim is "
             f"{wanted}: text_encoder/ or {empty_prompt.FILE} belongs to another model"
         )
     if looks_like_video(folder):
@@ -51,9 +56,17 @@ def load(folder: Path, dtype: Any = jnp.float32, sharding: Sharding | None = Non
 
 
 def save(model: DiffusionModel, folder: Path, layout: str = "diffusers", dtype: str = "float32") -> None:
-    """Write a new folder in the layout "diffusers" or "native"; it appears whole, by rename, or not at all.
+    """Writes a model folder. It appears only when it is complete, by a rename.
 
-    `dtype`: of the weights in the file; "float32" or "float16". Raises ValueError where that cannot hold a weight.
+    Args:
+        model: to be written.
+        folder: to be created.
+        layout: "diffusers" or "native".
+        dtype: of the weights in the files, "float32" or "float16".
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: a weight is too large for `dtype`.
     """
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; name a new folder")
@@ -73,7 +86,7 @@ def save(model: DiffusionModel, folder: Path, layout: str = "diffusers", dtype: 
 
 
 def _what_it_is(folder: Path) -> str:
-    """Why a folder without an index does not load."""
+    """Says why a folder without an index does not load."""
     unet_file, scheduler_file = folder / "unet" / CONFIG, folder / "scheduler" / SCHEDULER
     contents = [read_json(file) if file.is_file() else {} for file in (unet_file, scheduler_file)]
     if family := family_of(folder, {}, *contents):

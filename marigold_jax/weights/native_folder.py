@@ -1,4 +1,7 @@
-"""A model folder in the native layout: `marigold.json`, and arrays that Orbax loads onto any sharding, in shares."""
+"""A model folder in the native layout: `marigold.json`, and arrays in `params/`, written by Orbax.
+
+The arrays load onto any sharding, and each device reads only its share.
+"""
 
 import contextlib
 import logging
@@ -26,6 +29,7 @@ Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def load(folder: Path, dtype: Any, sharding: Sharding | None) -> DiffusionModel:
+    """Reads a folder; see `model_folder.load`."""
     sharding = sharding or (lambda name, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     file = folder / NATIVE
     stored = read_json(file)
@@ -48,7 +52,7 @@ def load(folder: Path, dtype: Any, sharding: Sharding | None) -> DiffusionModel:
         _require_whole(stored[FILES], folder, file)
     try:
         params = _restore(folder / NATIVE_PARAMS, shapes)
-    except Exception as error:  # Orbax lets many types through: KeyError, ValueError, OSError, tensorstore's own
+    except Exception as error:  # Orbax raises many types: KeyError, ValueError, OSError, tensorstore's own
         reason = printable((str(error).splitlines() or [repr(error)])[0])
         raise ValueError(f"{folder / NATIVE_PARAMS}: not readable ({reason}); convert the checkpoint again") from error
     for name in COMPONENTS:
@@ -65,6 +69,7 @@ def load(folder: Path, dtype: Any, sharding: Sharding | None) -> DiffusionModel:
 
 
 def save(model: DiffusionModel, folder: Path, dtype: str) -> None:
+    """Writes everything but the empty prompt into an existing folder; see `model_folder.save`."""
     from orbax.checkpoint import v1 as ocp
 
     parts = {name: getattr(model, name) for name in COMPONENTS}
@@ -82,13 +87,13 @@ def save(model: DiffusionModel, folder: Path, dtype: str) -> None:
 
 
 def _restore(folder: Path, shapes: Any) -> Any:
-    """The arrays of these shapes from a folder of Orbax's. Nothing is allocated before all shapes agree."""
+    """Reads arrays of these shapes from a folder of Orbax. Nothing is allocated before all shapes agree."""
     from orbax.checkpoint import v1 as ocp
 
     for path in folder.rglob("*"):
         if not path.is_dir():
             regular(path)
-    folder = folder.absolute()  # Orbax reads and writes nothing else
+    folder = folder.absolute()  # Orbax requires it
     with _quiet():
         stored = ocp.metadata(folder).metadata
     if stored is None:
@@ -109,7 +114,7 @@ def _restore(folder: Path, shapes: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the many lines that Orbax writes of a damaged folder before it raises: one line is ours."""
+    """Suppresses the many lines that Orbax logs about a damaged folder before it raises: our error is one line."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.CRITICAL + 1)
@@ -120,9 +125,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_whole(sizes: Any, folder: Path, file: Path) -> None:
-    """Raises ValueError unless every file of the native checkpoint is as long as `sizes`, noted in `file`, says.
+    """Raises ValueError unless every file in the folder has the size that `sizes`, read from `file`, says.
 
-    Orbax reads many at once, and where one is cut short the others end in a heap of messages.
+    Orbax reads many files at once, and logs many messages if one of them is truncated.
     """
     if not isinstance(sizes, dict):
         raise ValueError(f"{file}: {FILES} = {shown(sizes)}: wanted an object from names to sizes in bytes")

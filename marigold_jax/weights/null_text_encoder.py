@@ -1,6 +1,6 @@
-"""A text encoder that answers zeros, and its tokenizer, for a model that was never trained with words.
+"""A text encoder that returns zeros, and its tokenizer, for a model that was trained without text.
 
-Here the stored answer to the empty prompt is all that is read. Diffusers' pipelines insist on asking an encoder.
+We read only the stored embedding of the empty prompt, but diffusers' pipelines need an encoder.
 """
 
 from pathlib import Path
@@ -14,16 +14,16 @@ from marigold_jax.weights.component import save_component
 from marigold_jax.weights.empty_prompt import LENGTHS, TOKENS, EmptyPrompt
 
 HEADS = 4
-WEIGHTS = "model.safetensors"  # as transformers calls it
+WEIGHTS = "model.safetensors"  # the name that transformers uses
 
 
-def is_silent(prompt: EmptyPrompt) -> bool:
-    """Whether the answer to the empty prompt says nothing at all."""
+def is_zero(prompt: EmptyPrompt) -> bool:
+    """Whether the embedding of the empty prompt is all zeros."""
     return not any(rows.any() for rows in prompt.values())
 
 
 def save_text_components(prompt: EmptyPrompt, folder: Path) -> None:
-    """Writes `text_encoder/` and `tokenizer/`, whose answer to any prompt is the silent `prompt`: rows of zeros."""
+    """Writes `text_encoder/` and `tokenizer/`, which return rows of zeros for any prompt, as wide as `prompt`."""
     width = prompt[LENGTHS[0]].shape[1]
     tokens = {token: number for number, token in enumerate(TOKENS.values())}
     config = clip.TextConfig(

@@ -120,8 +120,8 @@ def test_loss_and_gradients_equal_pytorch(networks, batch, prompt, prediction_ty
     parameters = dict(theirs["student"].named_parameters())
     assert len(parameters) == len(gradients)
     for path, gradient in gradients.items():
-        want = parameters[torch_names.checkpoint_name(path, gradient.ndim)].grad.numpy()
-        got = torch_names.to_checkpoint(path, np.asarray(gradient))
+        want = parameters[torch_names.torch_name(path, gradient.ndim)].grad.numpy()
+        got = torch_names.to_torch(path, np.asarray(gradient))
         assert np.linalg.norm(want) > 1e-6, f"{path}: no gradient to compare"
         assert np.linalg.norm(got - want) <= 1e-4 * np.linalg.norm(want), path
 

@@ -114,8 +114,8 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
     np.testing.assert_allclose(loss, wanted.item(), rtol=2e-6)
     parameters = dict(pipe.unet.named_parameters())
     for path, gradient in gradients.items():
-        want = parameters[torch_names.checkpoint_name(path, gradient.ndim)].grad.numpy()
-        got = torch_names.to_checkpoint(path, np.asarray(gradient)).reshape(want.shape)
+        want = parameters[torch_names.torch_name(path, gradient.ndim)].grad.numpy()
+        got = torch_names.to_torch(path, np.asarray(gradient)).reshape(want.shape)
         assert np.linalg.norm(got - want) <= 1e-4 * max(np.linalg.norm(want), 1e-6), path
 
 

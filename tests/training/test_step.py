@@ -211,8 +211,8 @@ def assert_same_parameters(ours, theirs, close):
     theirs = dict(theirs)
     assert len(ours) == len(theirs)
     for path, array in ours.items():
-        name = torch_names.checkpoint_name(path, array.ndim)
-        close(name, torch_names.to_checkpoint(path, np.asarray(array)), theirs[name].detach().numpy())
+        name = torch_names.torch_name(path, array.ndim)
+        close(name, torch_names.to_torch(path, np.asarray(array)), theirs[name].detach().numpy())
 
 
 def test_loss_and_gradients_are_pytorchs(networks, steps):
