@@ -11,8 +11,8 @@ send to each other; and the least time that a roofline allows. No weights are re
 checkpoint that is not on this machine is taken to be Stable Diffusion 2 in size. Where datasets have sizes of their own
 (`config.data.size` is empty), pictures are Hypersim's, 480x640.
 
-Wants libtpu, the compiler: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for simulated devices, and
---target here for the GPUs (or whatever there is) of this machine. A configuration is a Python file, and is executed.
+Needs libtpu, the compiler: pip install -e '.[train,tpu]'. Without it, --target cpu:8 compiles for simulated devices,
+and --target here for the devices of this machine. A configuration is a Python file, and is executed.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.hardware import roofline, slices
@@ -35,13 +34,16 @@ from marigold_jax.hardware.operations import flops
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise
 from marigold_jax.runs import run_folder
-from marigold_jax.runtime import sharding, terminal
+from marigold_jax.runtime import extras, sharding, terminal
 from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.training import settings
 from marigold_jax.training.objectives.contract import TARGETS
 from marigold_jax.training.setup import make_recipe
 from marigold_jax.training.step import make_programs, state_shapes
 from marigold_jax.weights.hub import local
+
+with extras.needed("train", __name__):
+    from ml_collections import ConfigDict, config_flags
 
 FLAGS = {
     "config": "the configuration, a Python file, as for train; it is executed",

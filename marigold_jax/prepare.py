@@ -33,12 +33,14 @@ from tqdm import tqdm
 
 from marigold_jax.data.array_record import read_index
 from marigold_jax.data.prepared import METADATA, SOURCES, PreparedSplit, Source, dataset_folder, source_from
-from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
-from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
 from marigold_jax.data.transforms import PERCENTILES
 from marigold_jax.evaluation import figures
-from marigold_jax.runtime import terminal
+from marigold_jax.runtime import extras, terminal
 from marigold_jax.runtime.files import printable, read_json, write
+
+with extras.needed("prepare", __name__):
+    from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, features_of
+    from marigold_jax.data.shards import Shard, begin, discard, open_builder, origin, origin_of, publish, write_shard
 
 SHOWN = 24  # frames on the contact sheet
 NAMED = 5  # files that are not used, of each reason, on the terminal
@@ -115,7 +117,8 @@ def _folder(args: argparse.Namespace) -> RgbdConfig:
 
 
 def _rooms(args: argparse.Namespace) -> RgbdConfig:
-    from marigold_jax.rooms import assets, frames  # needs trimesh and embreex
+    with extras.needed("prepare"):
+        from marigold_jax.rooms import assets, frames  # needs trimesh and embreex
 
     if args.scenes < 1 or args.views < 1 or args.seed < 0 or min(args.size) < 16:
         raise ValueError("want --scenes and --views of at least 1, --seed of at least 0, --size of at least 16 16")
@@ -471,8 +474,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configure(args)
         return max(prepare(config, split, args.data_dir, args.workers) for split in config.frames)
-    except ModuleNotFoundError as error:
-        problem, status = f"{error}; pip install 'marigold_jax[prepare]'", 2
+    except extras.MissingExtra as error:
+        problem, status = error, 1
     except OSError as error:
         problem, status = f"{error.filename}: {error.strerror}" if error.filename else error, 2
     except (ValueError, BrokenProcessPool) as error:

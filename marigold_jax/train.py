@@ -28,14 +28,13 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
 
 from marigold_jax.data.loader import DataSource, make_loader
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
-from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
+from marigold_jax.runtime import compilation_cache, distributed, extras, sharding, terminal
 from marigold_jax.runtime.cli import fail, parse
 from marigold_jax.runtime.files import write
 from marigold_jax.training import encode_dataset, progress, settings
@@ -43,6 +42,9 @@ from marigold_jax.training.objectives.contract import TARGETS
 from marigold_jax.training.setup import make_recipe
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.training.validation import VALIDATIONS
+
+with extras.needed("train", __name__):
+    from ml_collections import ConfigDict, config_flags
 
 NO_VALIDATION = ("", None, "None", "none")  # a flag for a text makes a text of None
 FLAGS = {

@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, Float, Int
 
 from marigold_jax.data.latent_store import LatentSplit
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.transforms import crop, transform
 from marigold_jax.data.worker import as_main
+from marigold_jax.runtime import extras
 
 BLOCK = 4096  # batches whose sources are drawn at once
 ENDLESS = 2**40
@@ -187,6 +186,10 @@ class Loader(Iterator):
         self._waiting.clear()
 
     def _start(self) -> None:
+        with extras.needed("train"):
+            import grain
+            from absl import flags
+
         dataset = grain.MapDataset.source(replace(self._batches, first=self._next))
         if self._num_workers == 0:
             # An element is a whole batch: the one that is being made and the one that waits are read-ahead enough.

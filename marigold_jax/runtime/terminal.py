@@ -10,9 +10,17 @@ from typing import Any, NoReturn
 
 from marigold_jax.runtime.files import printable
 
+MODULES = "python -m marigold_jax."
+command = MODULES  # how programs are started; `marigold_jax.__main__` sets it
+
 
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the flags, without the control characters that are in them."""
+
+    def __init__(self, prog: str | None = None, **options: Any):
+        if prog and prog.startswith(MODULES):
+            prog = command + prog.removeprefix(MODULES)
+        super().__init__(prog, **options)
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: {message}; --help tells more", sys.stderr)

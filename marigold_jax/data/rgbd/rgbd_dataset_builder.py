@@ -7,15 +7,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from marigold_jax.data.array_record import FEATURES, VERSION, Feature
+from marigold_jax.data.array_record import FEATURES, VERSION, Feature, shards_of
 from marigold_jax.data.prepared import Source
 from marigold_jax.data.raw_frame import BadFrame, Record
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import printable
 
-SHARDS = 128  # at most, in a split: every reading process keeps every shard open
-SMALLEST_SHARD = 16
+with extras.needed("prepare"):
+    import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass
@@ -75,12 +75,6 @@ class Builder(tfds.core.ShardBasedBuilder):
         read = self.builder_config.read
         splits = self.builder_config.frames.items()
         return {split: [partial(examples, read, shard, []) for shard in shards_of(frames)] for split, frames in splits}
-
-
-def shards_of(frames: Sequence[Any]) -> list[Sequence[Any]]:
-    """Consecutive frames that share a file. Only their number decides, so a second run makes the same shards."""
-    size = max(SMALLEST_SHARD, -(-len(frames) // SHARDS))
-    return [frames[start : start + size] for start in range(0, len(frames), size)]
 
 
 def examples(
