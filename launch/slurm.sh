@@ -5,8 +5,8 @@
 #   DRY_RUN=1 bash launch/slurm.sh ...       prints the command instead
 #
 # Submit from the project's folder, on a disk that all nodes share, with .venv in it (pip install -e '.[train,cuda]');
-# --workdir and the data lie on such a disk too. Flags of sbatch before the script overrule those below. Two minutes before time
-# is up the run saves and stops; when the job is put into the queue again, it goes on.
+# --workdir and the data lie on such a disk too. Flags of sbatch before the script overrule those below. Two minutes
+# before time is up the run saves and stops; when the job is put into the queue again, it goes on.
 #SBATCH --job-name=marigold
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
