@@ -14,4 +14,5 @@ if [ "${1:-}" = fast ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 .venv/bin/python -m pytest --numprocesses auto "$@"

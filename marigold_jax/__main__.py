@@ -44,10 +44,10 @@ def main() -> int:
         explain(command)
         return 0
     if name == "--version":
-        terminal.say(f"marigold-jax {__version__}")
+        terminal.say(f"marigold_jax {__version__}")
         return 0
     if name not in PROGRAMS:
-        terminal.say(f"{command}: wanted one of {', '.join(PROGRAMS)}; got {name}; --help tells more", sys.stderr)
+        terminal.say(f"{command}: wanted one of {', '.join(PROGRAMS)}; got {name}; see --help", sys.stderr)
         return 2
     terminal.command = f"{command} "
     sys.argv[1:] = rest

@@ -11,7 +11,9 @@ Depth maps come with an unknown scale and shift each, so they are aligned first.
   finite differences are too small for float32: it moves the shifts alone.)
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -228,7 +230,7 @@ def ensemble_depth(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {list(REDUCTIONS)}, got {reduction!r}.")
-    aligners = {
+    aligners: dict[str, Callable[..., Any]] = {
         "eigen": align_eigen,
         "bfgs": partial(
             align_bfgs, reduction=reduction, regularizer_strength=regularizer_strength, max_iter=max_iter, tol=tol
@@ -244,7 +246,8 @@ def ensemble_depth(
         depth, uncertainty = merge(jnp.where(mask[None], maps, 0.0))
         return depth, uncertainty
 
-    rows, columns = _subsample(*mask.shape, max_res)
+    height, width = mask.shape
+    rows, columns = _subsample(height, width, max_res)
     sample_mask = mask[rows][:, columns]
     low, high = _extrema(maps[:, rows][:, :, columns], sample_mask[None], from_zero=not shift_invariant)
     maps = jnp.where(mask[None], (maps - low) / jnp.maximum(high - low, TINY), 0.0)

@@ -41,7 +41,7 @@ def test_help_lists_the_programs(arguments, monkeypatch, capsys):
 
 
 def test_the_version(monkeypatch, capsys):
-    assert called(monkeypatch, capsys, "--version")[1].out == f"marigold-jax {__version__}\n"
+    assert called(monkeypatch, capsys, "--version")[1].out == f"marigold_jax {__version__}\n"
 
 
 def test_an_unknown_program_is_one_line(monkeypatch, capsys):

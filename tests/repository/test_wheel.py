@@ -74,7 +74,7 @@ def test_the_wheel_predicts_outside_the_repository(built, tmp_path):
 
     where = "import marigold_jax; print(marigold_jax.__file__)"
     assert Path(succeeds(python, "-c", where, **here).strip()).is_relative_to(site)
-    assert succeeds(command, "--version", **here) == f"marigold-jax {__version__}\n"
+    assert succeeds(command, "--version", **here) == f"marigold_jax {__version__}\n"
     assert succeeds(command, "predict", "--help", **here).startswith("usage: marigold-jax predict ")
     with Image.open(ROOT / "launch" / "demo" / "photographs" / "coffee.jpg") as photograph:
         photograph.resize((96, 64)).save(tmp_path / "photo.png")
