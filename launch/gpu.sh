@@ -16,7 +16,7 @@ run() {
 [ $# -gt 0 ] || { sed -n 's/^#\( \|$\)//p' "$0" >&2; exit 2; }
 if [ ! -x .venv/bin/python ]; then
     run "${PYTHON:-python3}" -m venv .venv
-    run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
+    run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,cuda]'
 fi
 [ -z "${GPUS:-}" ] || run export CUDA_VISIBLE_DEVICES="$GPUS"
 run exec .venv/bin/python -m marigold_jax.train "$@"

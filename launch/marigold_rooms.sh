@@ -25,7 +25,7 @@ run() {
 data=$1 runs=$2
 if [ ! -x .venv/bin/python ]; then
     run "${PYTHON:-python3}" -m venv .venv
-    run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[prepare,align]'
+    run .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,prepare,align]'
 fi
 run export JAX_PLATFORMS=cpu
 
@@ -65,7 +65,7 @@ train rooms_end_to_end 5_unet --config.model.checkpoint="$runs/4_vae" \
     --config.data.train='(("rooms/train", 0.25), ("rooms_b/train", 0.3), ("rooms_c/train", 0.45))' \
     --config.optim.total_steps=6000 --config.run.steps=6000
 
-# The rest is for a GPU: `.venv/bin/python -m pip install '.[cuda]'`. Without one, it takes a day.
+# The rest is for a GPU: `.venv/bin/python -m pip install '.[train,cuda]'`. Without one, it takes a day.
 run unset JAX_PLATFORMS XLA_FLAGS
 workers=$(($(nproc) > 2 ? $(nproc) - 2 : 0))
 frames --scenes 1500 --views 4 --seed 3 --name rooms_d

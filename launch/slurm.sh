@@ -4,7 +4,7 @@
 #   sbatch --nodes=2 launch/slurm.sh --config hypersim_vkitti --workdir /shared/runs/depth ...
 #   DRY_RUN=1 bash launch/slurm.sh ...       prints the command instead
 #
-# Submit from the project's folder, with .venv in it (pip install -e '.[cuda]'). The project, --workdir and the data
+# Submit from the project's folder, with .venv in it (pip install -e '.[train,cuda]'). The project, --workdir and the data
 # must be on a disk that all nodes share. sbatch flags before the script override those below. Two minutes before the
 # time limit, the run saves and stops; it continues when the job is requeued.
 #SBATCH --job-name=marigold

@@ -47,7 +47,7 @@ script="set -e
 mkdir -p marigold_jax && tar xzf .marigold_jax.tar.gz -C marigold_jax && cd marigold_jax
 command -v $python >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy $python $python-venv; }
 [ -x .venv/bin/python ] || $python -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,tpu]'
 ask() { curl -sf -H Metadata-Flavor:Google $attributes/\$1; }
 hosts=\$(ask worker-network-endpoints | tr , '\\n' | cut -d: -f3)
 JAX_COORDINATOR_ADDRESS=\$(echo \"\$hosts\" | head -n 1):8476

@@ -11,9 +11,9 @@ traffic between chips, and the shortest time that a roofline model allows. No we
 downloaded: a checkpoint that is not on this machine is assumed to have the size of Stable Diffusion 2. If
 `config.data.size` is empty, images are assumed to have Hypersim's size, 480x640.
 
-TPU targets need the compiler libtpu: pip install -e '.[tpu]'. Without it, --target cpu:8 compiles for eight simulated
-devices, and --target here for the devices of this machine. A configuration is a Python file, and it is executed: use
-only files whose authors you trust.
+TPU targets need the compiler libtpu: pip install -e '.[train,tpu]'. Without it, --target cpu:8 compiles for eight
+simulated devices, and --target here for the devices of this machine. A configuration is a Python file, and it is
+executed: use only files whose authors you trust.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from marigold_jax.data.geometry import default_bucket, fit
 from marigold_jax.hardware import roofline, slices
@@ -37,12 +36,16 @@ from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
 from marigold_jax.runs.start import start_from
-from marigold_jax.runtime import sharding, terminal
-from marigold_jax.training import configuration, overrides
+from marigold_jax.runtime import extras, sharding, terminal
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import make_programs, state_shapes
 from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.hub import local
+
+with extras.needed("train", __name__):
+    from ml_collections import ConfigDict
+
+    from marigold_jax.training import configuration, overrides
 
 WHAT = {"train": ("train",), "predict": ("predict",), "both": ("train", "predict")}
 HYPERSIM = (480, 640)

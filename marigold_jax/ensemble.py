@@ -11,7 +11,9 @@ Each depth map has an unknown scale and shift, so the maps are aligned first. Th
   its finite differences are too small for float32, so that only the shifts change.)
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -258,7 +260,7 @@ def ensemble_depth(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {list(REDUCTIONS)}, got {reduction!r}.")
-    aligners = {
+    aligners: dict[str, Callable[..., Any]] = {
         "eigen": align_eigen,
         "bfgs": partial(
             align_bfgs, reduction=reduction, regularizer_strength=regularizer_strength, max_iter=max_iter, tol=tol
@@ -274,7 +276,8 @@ def ensemble_depth(
         depth, uncertainty = merge(jnp.where(mask[None], maps, 0.0))
         return depth, uncertainty
 
-    rows, columns = _subsample(*mask.shape, max_res)
+    height, width = mask.shape
+    rows, columns = _subsample(height, width, max_res)
     sample_mask = mask[rows][:, columns]
     low, high = _extrema(maps[:, rows][:, :, columns], sample_mask[None], from_zero=not shift_invariant)
     maps = jnp.where(mask[None], (maps - low) / jnp.maximum(high - low, TINY), 0.0)

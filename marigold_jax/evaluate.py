@@ -168,11 +168,11 @@ def main(argv: list[str] | None = None) -> int:
         for name in arguments.names:
             try:
                 tables.append(evaluate(arguments, name, index, count))
-            except (ValueError, OSError, BadFrame, RuntimeError) as error:
+            except (ValueError, OSError, ImportError, BadFrame, RuntimeError) as error:
                 status = report_error(error)
                 if count > 1:
                     break  # the other processes wait for this one
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return report_error(error)
     except KeyboardInterrupt:
         terminal.say("evaluate: interrupted; run the same command again to continue", sys.stderr)

@@ -22,14 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from marigold_jax.data.prepare_split import prepare_split
-from marigold_jax.data.prepared import dataset_folder
-from marigold_jax.data.raw_kinds import RAW_KINDS, TRAIN, VALIDATION
-from marigold_jax.data.rgbd.rgbd_dataset_builder import RgbdConfig
 from marigold_jax.evaluation import figures
-from marigold_jax.rooms.raw_kind import ROOMS
-from marigold_jax.runtime import terminal
+from marigold_jax.runtime import extras, terminal
 from marigold_jax.runtime.files import printable
+
+with extras.needed("prepare", __name__):
+    from marigold_jax.data.prepare_split import prepare_split
+    from marigold_jax.data.prepared import dataset_folder
+    from marigold_jax.data.raw_kinds import RAW_KINDS, TRAIN, VALIDATION
+    from marigold_jax.data.rgbd.rgbd_dataset_builder import RgbdConfig
+    from marigold_jax.rooms.raw_kind import ROOMS
 
 KINDS = {**RAW_KINDS, "rooms": ROOMS}
 ALL = "all"  # TFDS's name for all splits of a dataset together
@@ -101,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configure(args)
         return max(prepare_split(config, split, args.data_dir, args.workers, draw_sheet) for split in config.frames)
-    except ModuleNotFoundError as error:
-        problem, status = f"{error}; pip install 'marigold_jax[prepare]'", 2
+    except extras.MissingExtra as error:
+        problem, status = str(error), 1
     except OSError as error:
         problem, status = f"{error.filename}: {error.strerror}" if error.filename else error, 2
     except (ValueError, BrokenProcessPool) as error:

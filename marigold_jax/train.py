@@ -30,20 +30,24 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from marigold_jax.evaluation import figures
 from marigold_jax.runs import run_folder
 from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runs.export import export, exported_step, gather_trained, with_params
 from marigold_jax.runs.start import begin
-from marigold_jax.runtime import compilation_cache, distributed, sharding, terminal
+from marigold_jax.runtime import compilation_cache, distributed, extras, sharding, terminal
 from marigold_jax.runtime.files import write
-from marigold_jax.training import configuration, overrides, progress
+from marigold_jax.training import progress
 from marigold_jax.training.datasets import batch_keys, training_batches, validation_examples
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import init_state, make_steps
 from marigold_jax.training.targets import VALIDATIONS
+
+with extras.needed("train", __name__):
+    from ml_collections import ConfigDict
+
+    from marigold_jax.training import configuration, overrides
 
 
 def train(config: ConfigDict, workdir: Path) -> None:

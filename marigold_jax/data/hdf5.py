@@ -8,11 +8,14 @@ import io
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 from jaxtyping import Shaped
 
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import printable, regular
+
+with extras.needed("prepare"):
+    import h5py
 
 LARGEST = 2**30  # bytes of an array, and of the chunks that it is stored in; 16 times a 4k image of four doubles
 MOST_LINKS = 8  # one after another

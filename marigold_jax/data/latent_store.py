@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, Float32, UInt8
 
 from marigold_jax.data.prepared import PreparedSplit, dataset_folder
-from marigold_jax.data.record_reader import wrong
-from marigold_jax.data.rgbd.rgbd_dataset_builder import shards_of
-from marigold_jax.data.split_writer import WRITER_OPTIONS
+from marigold_jax.data.record_reader import WRITER_OPTIONS, shards_of, wrong
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import printable, read_json, regular, write_json
 
 FINGERPRINT = "fingerprint.json"
@@ -83,6 +80,9 @@ class LatentSplit:
         self._dtype = fingerprint.get("dtype")
         if not isinstance(self._dtype, str) or self._dtype not in DTYPES:
             raise wrong(file, "dtype", " or ".join(map(repr, DTYPES)), self._dtype)
+        with extras.needed("train"):
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         files = sorted(Path(path).glob(f"*{SUFFIX}"))
         try:
             self._records = ArrayRecordDataSource([str(regular(shard)) for shard in files])
@@ -155,6 +155,9 @@ def shards(folder: Path, frames: int) -> list[tuple[Path, range]]:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Writes the records of a shard under a temporary name, and renames it when it is complete."""
+    with extras.needed("train"):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
     unfinished = path.with_suffix(".unfinished")
     writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
     for record in records:

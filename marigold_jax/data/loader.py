@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, Float, Int
 
 from marigold_jax.data.latent_store import LatentSplit
@@ -22,6 +20,7 @@ from marigold_jax.data.loader_worker import as_main
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.targets import DEPTH, OPTIONAL_MAPS, Target
 from marigold_jax.data.transforms import DEFAULT_OPTIONS, SampleOptions, crop, transform
+from marigold_jax.runtime import extras
 
 BLOCK = 4096  # batches whose datasets are drawn at once
 ENDLESS = 2**40
@@ -233,6 +232,10 @@ class Loader(Iterator):
         self._waiting.clear()
 
     def _start(self) -> None:
+        with extras.needed("train"):
+            import grain
+            from absl import flags
+
         dataset = grain.MapDataset.source(replace(self._batches, first=self._next))
         if self._num_workers == 0:
             # An element is a whole batch, so one in progress and one waiting are enough read-ahead.

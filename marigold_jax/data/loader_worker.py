@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from absl import logging
-
 if __name__ == "__mp_main__":
+    from absl import logging
+
     sys.modules["jax"] = None  # `import jax` now raises ImportError, which Grain handles with a warning
     logging.get_absl_logger().addFilter(lambda record: "jax profiler" not in record.msg)
 

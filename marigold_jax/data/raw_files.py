@@ -15,6 +15,7 @@ from jaxtyping import Float32, Shaped, UInt8, UInt16
 
 from marigold_jax.data.images import decode
 from marigold_jax.data.raw_frame import BadFrame, check_depth_png, open_image
+from marigold_jax.runtime import extras
 
 LARGEST = 2**30  # bytes of one array; a header may claim anything
 PFM = re.compile(rb"(P[fF])\s+(\d{1,6})\s+(\d{1,6})\s+([-+.\deE]{1,30})(?:\r\n|\s)")
@@ -86,7 +87,8 @@ def pfm(content: bytes, path: str) -> Float32[np.ndarray, "h w c"]:
 
 def exr(content: bytes, path: str) -> Float32[np.ndarray, "h w c"]:
     """Three channels of an EXR file (RGB or XYZ), or one: the only channel, or else the first of Z, Y and R."""
-    import OpenEXR  # needed for this format only
+    with extras.needed("prepare"):
+        import OpenEXR  # needed for this format only
 
     try:
         with OpenEXR.File(path, separate_channels=True) as file:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Shaped
-from tensorflow_datasets.proto import tf_example_pb2
 
 from marigold_jax.data.record import Feature
 from marigold_jax.data.targets import DEPTH, TARGETS
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import printable, read_json, regular
 
 DATASET = "rgbd"
@@ -29,6 +28,10 @@ INDEX = "dataset_info.json"
 SCHEMA = "features.json"
 SMALLEST_RECORD = 40  # bytes: the header of a chunk; each record has its own chunk
 LARGEST_SIDE = 2**15  # pixels, of a map in a record
+SHARDS = 128  # at most in a split: every reading process keeps all of them open
+SMALLEST_SHARD = 16  # frames
+# One record per chunk gives random access; images are compressed already.
+WRITER_OPTIONS = "group_size:1,uncompressed"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 _FOLDER = "tensorflow_datasets.core.features"
@@ -198,6 +201,12 @@ def _splits(file: Path) -> dict[str, Split]:
 # ---------------------------------------------------------------------------------------------------------- records
 
 
+def shards_of(frames: Sequence[Any]) -> list[Sequence[Any]]:
+    """Consecutive frames that share a file. Only their number decides, so a second run makes the same shards."""
+    size = max(SMALLEST_SHARD, -(-len(frames) // SHARDS))
+    return [frames[start : start + size] for start in range(0, len(frames), size)]
+
+
 class Records:
     """Random access to the records of a split, as they are stored."""
 
@@ -214,7 +223,11 @@ class Records:
         self._starts = np.cumsum([0, *(shard.take for shard in self._shards)])
         if not len(self):
             raise ValueError(f"{folder / INDEX}: split {split!r} has no records")
-        self._source = ArrayRecordDataSource(self._shards)
+        with extras.needed("train"):
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+            from tensorflow_datasets.proto import tf_example_pb2
+
+        self._source, self._parse = ArrayRecordDataSource(self._shards), tf_example_pb2.Example.FromString
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -229,7 +242,7 @@ class Records:
         content = self._source[number]
         if not content:
             raise ValueError("is not there")
-        stored = tf_example_pb2.Example.FromString(content).features.feature
+        stored = self._parse(content).features.feature
         return {key: _READERS[kind.kind](stored, key, kind) for key, kind in self._features.items() if key != without}
 
 

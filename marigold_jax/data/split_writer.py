@@ -14,21 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-from absl import logging
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
 from marigold_jax.data.prepared import dataset_folder
 from marigold_jax.data.raw_frame import Part
-from marigold_jax.data.record_reader import INDEX, read_index
-from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples, shards_of
+from marigold_jax.data.record_reader import INDEX, WRITER_OPTIONS, read_index, shards_of
+from marigold_jax.data.rgbd.rgbd_dataset_builder import Builder, RgbdConfig, examples
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import read_json, write, write_json
+
+with extras.needed("prepare"):
+    import tensorflow_datasets as tfds
+    from absl import logging
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 PREPARED = "prepared"  # the key of metadata.json
 PLAN = "plan.txt"
-# One record per chunk gives random access; images are compressed already.
-WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)

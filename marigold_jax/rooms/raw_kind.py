@@ -6,7 +6,7 @@ from pathlib import Path
 
 from marigold_jax.data.depth_format import DEPTH_FORMATS
 from marigold_jax.data.raw_kinds import RawKind, RawSplit
-from marigold_jax.runtime import terminal
+from marigold_jax.runtime import extras, terminal
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(args: argparse.Namespace) -> RawSplit:
-    from marigold_jax.rooms import assets, frames  # needs trimesh and embreex
+    with extras.needed("prepare"):
+        from marigold_jax.rooms import assets, frames  # needs trimesh and embreex
 
     if args.scenes < 1 or args.views < 1 or args.seed < 0 or min(args.size) < 16:
         raise ValueError("wanted --scenes and --views of at least 1, --seed of at least 0, --size of at least 16 16")

@@ -34,8 +34,8 @@ def enable_cache() -> None:
             jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
-def _count_compilation(event: str, seconds: float, **_: object) -> None:
-    if event == _COMPILED and seconds > WORTH_KEEPING:
+def _count_compilation(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == _COMPILED and duration_secs > WORTH_KEEPING:
         _events.update([_MISSES])
 
 

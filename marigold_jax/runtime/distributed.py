@@ -16,6 +16,7 @@ Datasets, checkpoints and outputs lie on a disk that all processes share.
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 PATIENCE = 7 * 24 * 3600  # seconds for which one process waits for another's share
 
@@ -49,7 +50,7 @@ def start() -> tuple[int, int]:
         return 0, 1
     import jax
 
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for argument, names in NUMBERS.items():
         for name in reversed([name for name in names if name in os.environ]):
             if not os.environ[name].isdecimal():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -41,7 +42,7 @@ def say(line: object, stream: Any = None) -> None:
         print(printable(line), file=stream, flush=True)
 
 
-def run(main: Callable[[], int]) -> int:
+def run(main: Callable[[], int]) -> int | str | None:
     """Runs a program with streams that can be written to, and returns its exit status.
 
     With `| head` or `>&-`, the program still does all its work, and prints no error about the stream.
@@ -49,7 +50,7 @@ def run(main: Callable[[], int]) -> int:
     _open_streams()
     quieten()
     try:
-        status = main()
+        status: int | str | None = main()
     except SystemExit as stopped:  # wrong flags, or --help
         status = stopped.code
     except BrokenPipeError:  # only the beginning of a table or a help text was read
@@ -75,4 +76,5 @@ def _open_streams() -> None:
     for name, number in {"stdin": 0, "stdout": 1, "stderr": 2}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: not every terminal has every character
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's stream is of another type
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: not every terminal has every character

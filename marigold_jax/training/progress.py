@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from marigold_jax.hardware.chips import peak_flops
 from marigold_jax.hardware.operations import flops
-from marigold_jax.runtime import terminal
+from marigold_jax.runtime import extras, terminal
 from marigold_jax.runtime.files import append_lines, regular, write
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -61,7 +61,8 @@ class Progress:
         self.last, self.samples_per_step, self.is_main_process = last, samples_per_step, is_main_process
         self._since, self._step, self._file, self._events = time.perf_counter(), first, None, None
         if is_main_process:
-            from tensorboardX import SummaryWriter  # here, because it is slow to load
+            with extras.needed("train"):
+                from tensorboardX import SummaryWriter  # here, because it is slow to load
 
             self._file = _continue(workdir / METRICS, first)
             self._events = SummaryWriter(str(workdir / EVENTS), purge_step=first + 1)

@@ -23,6 +23,7 @@ MAY_IMPORT = {  # folder, or file at the top -> those that it may import from, b
     "training": MODEL | {"runs", "data", "hardware", "evaluation"},
     **dict.fromkeys(PROGRAMS, MODEL | {"runs", "data", "hardware", "evaluation", "inference", "training"}),
     "__init__": {"inference"},
+    "__main__": {"runtime"},  # it runs the programs by name
 }
 MAY_IMPORT["prepare"] = {"data", "rooms", "runtime", "evaluation"}
 ALONE = {  # the only file of its folder that may import from there

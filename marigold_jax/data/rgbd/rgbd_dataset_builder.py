@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from marigold_jax.data.depth_format import DepthFormat
 from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.data.record import Feature, Record
-from marigold_jax.data.record_reader import FEATURES, VERSION
+from marigold_jax.data.record_reader import FEATURES, VERSION, shards_of
+from marigold_jax.runtime import extras
 from marigold_jax.runtime.files import printable
 
-SHARDS = 128  # at most in a split: every reading process keeps all of them open
-SMALLEST_SHARD = 16  # frames
+with extras.needed("prepare"):
+    import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass
@@ -79,12 +79,6 @@ class Builder(tfds.core.ShardBasedBuilder):
         read = self.builder_config.read
         splits = self.builder_config.frames.items()
         return {split: [partial(examples, read, shard, []) for shard in shards_of(frames)] for split, frames in splits}
-
-
-def shards_of(frames: Sequence[Any]) -> list[Sequence[Any]]:
-    """Splits frames into consecutive groups, one for each file. Depends on their number only, so it is repeatable."""
-    size = max(SMALLEST_SHARD, -(-len(frames) // SHARDS))
-    return [frames[start : start + size] for start in range(0, len(frames), size)]
 
 
 def examples(
