@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, Real, Shaped, UInt8
 from PIL import Image
 
 Record = dict[str, Any]
@@ -48,8 +48,8 @@ def quantise(normals: Float[np.ndarray, "h w 3"]) -> Int16[np.ndarray, "h w 3"]:
     return np.rint(np.where(known, normals, 0) / np.where(known, length, 1) * NORMAL_UNITS).astype(np.int16)
 
 
-def restore_normals(stored: Int16[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """Unit vectors from stored normals. Zero vectors, which mean that the normal is unknown, stay zero."""
+def restore_normals(stored: Real[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """Unit vectors from normals of any length, such as stored ones. Zero, which means unknown, stays zero."""
     vectors = stored.astype(np.float32)
     length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))[..., None]
     return vectors / np.where(length > 0, length, 1)
