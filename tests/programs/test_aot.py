@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas.ops.tpu import flash_attention
 from jax.sharding import PartitionSpec
-from test_train import ROOT, small_config
+from small_training import ROOT, small_config
 
 from marigold_jax import aot
 from marigold_jax.hardware import roofline, slices
