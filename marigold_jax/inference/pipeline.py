@@ -91,8 +91,8 @@ class Marigold:
             self.modality: Modality = modality_of(index)
         except ValueError as error:
             raise ValueError(f"{checkpoint.folder}: {error}") from None
-        self.noise: str = index.noise
-        self.final_x0: bool = index.x0
+        self.noise: str = index.noise or "gaussian"
+        self.final_x0: bool = bool(index.x0)
         self.scheduler = self._scheduler(checkpoint, index)
         self.downsampling: int = vae.config.downsampling
         self.latent_channels: int = latent
@@ -100,7 +100,8 @@ class Marigold:
         self.dtype = unet.params["conv_in.kernel"].dtype
         context = jnp.asarray(checkpoint.empty_prompt[2], self.dtype)
         self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
-        by_sampler = DEFAULT_STEPS.get(self.scheduler.class_name, DEFAULT_STEPS.get(self.scheduler.timestep_spacing))
+        by_spacing = DEFAULT_STEPS[self.scheduler.timestep_spacing]
+        by_sampler = DEFAULT_STEPS.get(self.scheduler.class_name or "", by_spacing)
         self.default_denoising_steps: int = index.default_denoising_steps or by_sampler
         resolution = index.default_processing_resolution
         self.default_processing_resolution: int = DEFAULT_RESOLUTION if resolution is None else resolution
@@ -252,7 +253,7 @@ class Marigold:
             prediction, uncertainty = self.finish(
                 picture,
                 np.asarray(raw.prediction[place]),
-                np.asarray(raw.uncertainty[place]) if output_uncertainty else None,
+                None if raw.uncertainty is None else np.asarray(raw.uncertainty[place]),
                 match_input_resolution,
                 resample_method_output,
             )
@@ -263,8 +264,8 @@ class Marigold:
                 all_latents.append(np.asarray(raw.latent[place * ensemble_size : (place + 1) * ensemble_size]))
         return MarigoldOutput(
             _together(predictions, np.stack),
-            _together(uncertainties, np.stack),
-            _together(all_latents, np.concatenate),
+            _together(uncertainties, np.stack) if uncertainties else None,
+            _together(all_latents, np.concatenate) if all_latents else None,
         )
 
     def prepare(
@@ -381,10 +382,16 @@ class Marigold:
             logger.warning("an ensemble of %d that starts from zeros: every member is the same", ensemble_size)
         n, height, width, _ = canvases.shape
         if self.noise == "zeros" and latents is None and n > 1:
-            options = {"batch_size": batch_size, "seed": seed, "ensembling_kwargs": ensembling_kwargs}
             alone = [
                 self.run(
-                    canvas, size, num_inference_steps, ensemble_size, output_uncertainty=output_uncertainty, **options
+                    canvas,
+                    size,
+                    num_inference_steps,
+                    ensemble_size,
+                    batch_size=batch_size,
+                    seed=seed,
+                    ensembling_kwargs=ensembling_kwargs,
+                    output_uncertainty=output_uncertainty,
                 )
                 for canvas, size in zip(canvases[:, None], sizes[:, None], strict=True)
             ]
@@ -433,8 +440,6 @@ def _members(latents: Any, images: Sequence[int], ensemble_size: int, count: int
     return np.concatenate([latents[i * ensemble_size : (i + 1) * ensemble_size] for i in images])
 
 
-def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray] | None:
-    """One array where the sizes agree, else the list; None for an empty list."""
-    if not results:
-        return None
+def _together(results: list[np.ndarray], join: Callable) -> np.ndarray | list[np.ndarray]:
+    """One array where the sizes agree, else the list."""
     return join(results) if len({result.shape[-3:] for result in results}) == 1 else results

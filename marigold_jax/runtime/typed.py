@@ -65,7 +65,8 @@ def fill(instance: Any, values: Mapping[str, Any], source: object, keys: Mapping
     Raises:
         ValueError: one line that names every value of the wrong type or out of range.
     """
-    fields = fields_of(type(instance))
+    kind: Any = type(instance)
+    fields = fields_of(kind)
     if wrong := problems(values, {keys.get(name, name): annotation for name, annotation in fields.items()}):
         raise ValueError(f"{source}: {'; '.join(wrong)}")
     for name, annotation in fields.items():
