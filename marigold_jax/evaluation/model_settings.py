@@ -27,7 +27,7 @@ class ModelSettings:
         resize: a key of `RESIZES`.
         bucket: sides are multiples of it; 8 is as in diffusers.
         seed: of the noise.
-        batch_size: predictions computed together, which does not change them; 0: what suits the device.
+        batch_size: predictions computed together, which changes only their rounding; 0: what suits the device.
         dtype: "float32" or "bfloat16".
         options: further keywords of `Marigold.from_pretrained`; None: the checkpoint's own.
     """
@@ -52,7 +52,7 @@ class ModelSettings:
         return cls(**{name: flags[name] for name in names}, options={name: flags[name] for name in options})
 
     def as_json(self) -> dict[str, Any]:
-        """What settings.json records beside the predictions: everything that can change them."""
+        """What settings.json records beside the predictions: all that changes them by more than rounding."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         options, _ = values.pop("options"), values.pop("batch_size")
         return values | dict(options)
