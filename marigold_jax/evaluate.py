@@ -34,20 +34,21 @@ import os
 import sys
 from pathlib import Path
 
-from marigold_jax.data.geometry import RESIZES
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.evaluation.benchmarks import BENCHMARKS, DEFAULT_SEED
 from marigold_jax.evaluation.depth_alignment import ALIGNMENTS
 from marigold_jax.evaluation.estimators import image_blind_baselines, in_our_axes, saved, with_reasons
-from marigold_jax.evaluation.model_predictions import ModelSettings, predict_split
+from marigold_jax.evaluation.model_predictions import predict_split
+from marigold_jax.evaluation.model_settings import ModelSettings, add_model_flags, check_sizes
 from marigold_jax.evaluation.normal_metrics import CONVENTIONS
 from marigold_jax.evaluation.published import comparison
 from marigold_jax.evaluation.report import draw_worst, score_table, summarise, write_scores
 from marigold_jax.evaluation.scoring import Task, predicted_quantity
 from marigold_jax.evaluation.splits import evenly_spread, open_split
-from marigold_jax.inference.options import add_flags
-from marigold_jax.runtime import distributed, seeds, terminal
+from marigold_jax.inference.predict_files import OUT_OF_MEMORY
+from marigold_jax.inference.stream import out_of_memory
+from marigold_jax.runtime import distributed, terminal
 from marigold_jax.runtime.files import below, printable
 from marigold_jax.weights.model_index import OPTIONS
 
@@ -67,15 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--alignment", choices=ALIGNMENTS, help="how depth is aligned to the truth (default: least_square)")
     convention = "direction of x in the normals to score, not in those of --beside; y is up, z towards the viewer"
     add("--normals_convention", choices=CONVENTIONS, help=f"{convention} (default: x_right; E2E-FT uses x_left)")
-    add("--denoise_steps", **number, help="denoising steps (default: the checkpoint's own)")
-    add("--ensemble_size", **number, default=1, help="predictions merged for each image (default: 1)")
-    resolution = "longer side of the image for the network; 0: its own size"
-    add("--processing_res", **number, help=f"{resolution} (default: the papers', or the checkpoint's own)")
-    resizing = "resize images as diffusers does, or as the official code, which made the papers' scores"
-    add("--resize", choices=RESIZES, default="diffusers", help=f"{resizing} (default: %(default)s)")
-    add("--seed", type=seeds.flag, metavar="N", help="seed of the noise (default: the papers', 1234)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network (default: %(default)s)")
-    add_flags(add)
+    add_model_flags(add)
     add("--limit", **number, help="score at most N images, evenly spread over the split")
     add("--beside", nargs="+", default=[], **folder, help="score these saved maps too, as more rows of the table")
     add("--blind", action="store_true", help="add two image-blind baselines: a constant map and the mean training map")
@@ -90,9 +83,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> None:
     """Adds `names`, the datasets. Raises ValueError for flags that cannot work, before a model has run for hours."""
-    for flag in ("denoise_steps", "ensemble_size", "limit"):
-        if (value := getattr(arguments, flag)) is not None and value < 1:
-            raise ValueError(f"--{flag} must be at least 1; got {value}")
+    for flag, smallest in {"denoise_steps": 1, "ensemble_size": 1, "limit": 1, "batch_size": 0, "bucket": 8}.items():
+        if (value := getattr(arguments, flag)) is not None and value < smallest:
+            raise ValueError(f"--{flag} must be at least {smallest}; got {value}")
     if arguments.predictions and arguments.checkpoint:
         raise ValueError("give --checkpoint or --predictions, not both")
     folders = {"predictions": [arguments.predictions], "beside": arguments.beside, "data_dir": [arguments.data_dir]}
@@ -103,7 +96,7 @@ def check(arguments: argparse.Namespace) -> None:
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise ValueError(f"--output_dir {printable(arguments.output_dir)}: {printable(folder)} is not a folder")
     arguments.names = list(dict.fromkeys(name.strip() for name in arguments.dataset.split(",") if name.strip()))
-    RESIZES[arguments.resize].fit((8, 8), arguments.processing_res or 0)
+    check_sizes(arguments.resize, arguments.processing_res, arguments.bucket)
     if not arguments.names:
         raise ValueError(f"--dataset: wanted at least one name; got {arguments.dataset!r}")
     for name in arguments.names:
@@ -189,9 +182,9 @@ def report_error(error: Exception) -> int:
     if isinstance(error, BadFrame):
         message = f"{error.kind}: {error.detail}"
     if isinstance(error, RuntimeError):
-        if "RESOURCE_EXHAUSTED" not in message:
+        if not out_of_memory(error):
             raise error
-        message = "out of device memory: lower --processing_res, or use --dtype bfloat16"
+        message = OUT_OF_MEMORY
     terminal.say(f"evaluate: {message}", sys.stderr)
     return 1
 

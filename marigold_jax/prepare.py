@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marigold_jax.evaluation import figures
+from marigold_jax.data import contact_sheet
 from marigold_jax.runtime import extras, terminal
 from marigold_jax.runtime.files import printable
 
@@ -95,7 +95,7 @@ def refuse_to_write_into(raw_dir: str | None, args: argparse.Namespace) -> None:
 
 
 def draw_sheet(examples: Sequence[dict[str, np.ndarray]]) -> bytes:
-    return figures.png(figures.contact_sheet(examples))
+    return contact_sheet.png(contact_sheet.contact_sheet(examples))
 
 
 def main(argv: list[str] | None = None) -> int:

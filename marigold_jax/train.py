@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from marigold_jax.evaluation import figures
+from marigold_jax.data.contact_sheet import png
 from marigold_jax.runs import run_folder
 from marigold_jax.runs.checkpoints import Checkpoints
 from marigold_jax.runs.export import export, exported_step, gather_trained, with_params
@@ -165,7 +165,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
             with reporter.paused(metrics):
                 scores, panel = validation.validate(gather_trained(base, trains, state[weights], layout), examples)
                 if is_main_process:
-                    write(workdir / "panels" / f"step_{done:06d}.png", memoryview(figures.png(panel)))
+                    write(workdir / "panels" / f"step_{done:06d}.png", memoryview(png(panel)))
                     reporter.picture("validation", done, panel)
         if improved := evaluating and scores[primary_metric] < best[primary_metric]:
             best = none_yet | {"step": done, primary_metric: scores[primary_metric]}

@@ -1,6 +1,7 @@
 """Random access to the splits of prepared datasets: stored records as examples."""
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -85,6 +86,10 @@ class PreparedSplit:
         Programs name files after it, so it is checked to be a relative path without "..".
         """
         return self._of(index, lambda record: str(below(Path(), record["name"])))
+
+    def count_pixels(self, index: SupportsIndex) -> int:
+        """The number of pixels of `rgb` as it is stored, from its header alone."""
+        return self._of(index, lambda record: math.prod(Image.open(io.BytesIO(record["rgb"]), formats=FORMATS).size))
 
     def _decode(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         example = decode(record, self.depth_format)

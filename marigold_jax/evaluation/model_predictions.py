@@ -1,62 +1,22 @@
 """Runs a model on the images of a split and saves its predictions. An interrupted run continues where it stopped."""
 
-import dataclasses
+import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from marigold_jax.data.geometry import RESIZES
 from marigold_jax.data.raw_frame import BadFrame
 from marigold_jax.evaluation.estimators import prediction_file
+from marigold_jax.evaluation.model_settings import ModelSettings, check_record
 from marigold_jax.evaluation.quantities import QUANTITIES
-from marigold_jax.evaluation.splits import Split, in_message, read_example, read_name
-from marigold_jax.runtime.files import printable, read_json, write, write_json
-
-IMAGES_PER_CALL = 16
-OLD_SETTINGS = {"resize": "diffusers"}  # what runs used before the setting existed
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-    """How a model makes its predictions.
-
-    Attributes:
-        checkpoint: a folder, a Hugging Face id or the name of a checkpoint that ships; None: the default one.
-        split: the name of the split of prepared datasets.
-        denoise_steps: None: the checkpoint's own.
-        ensemble_size: predictions merged for each image.
-        processing_res: the longer side of the image for the network; None: the checkpoint's own.
-        resize: a key of `RESIZES`.
-        seed: of the noise.
-        dtype: "float32" or "bfloat16".
-        options: further keywords of `Marigold.from_pretrained`; None: the checkpoint's own.
-    """
-
-    checkpoint: str | None
-    split: str
-    denoise_steps: int | None
-    ensemble_size: int
-    processing_res: int | None
-    resize: str
-    seed: int
-    dtype: str
-    options: Mapping[str, Any]
-
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any], options: Iterable[str]) -> "ModelSettings":
-        """The settings among the flags of a program; `options` names the flags that are further keywords."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"options"}
-        return cls(**{name: flags[name] for name in names}, options={name: flags[name] for name in options})
-
-    def as_json(self) -> dict[str, Any]:
-        """What settings.json records beside the predictions."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        options = values.pop("options")
-        return values | dict(options)
+from marigold_jax.evaluation.splits import Split, count_pixels, in_message, read_example, read_name
+from marigold_jax.inference.stream import Picture, Prediction, Settings, predict_all
+from marigold_jax.runtime.files import printable, write, write_json
 
 
 def predict_split(
@@ -79,7 +39,7 @@ def predict_split(
             that were made with other settings.
     """
     record = folder / "settings.json"
-    check_settings(record, settings.as_json())
+    check_record(record, settings.as_json())
     paths, failures = prediction_files(folder, split, indices)
     if failures and not allow_missing:
         raise ValueError(f"{split.path}: {next(iter(failures.values()))}; --allow_missing leaves it out")
@@ -87,27 +47,38 @@ def predict_split(
     if not todo:
         return failures
     pipe = _load(settings, split)
-    resolution = pipe.default_processing_resolution if settings.processing_res is None else settings.processing_res
     write_json(record, settings.as_json())
-    with tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar:
-        for start in range(0, len(todo), IMAGES_PER_CALL):
-            some = todo[start : start + IMAGES_PER_CALL]
-            images, unreadable = _read_images(split, some, settings.resize, resolution)
-            failures |= unreadable
-            predictions = ()
-            if images:
-                predictions = pipe(
-                    list(images.values()),
-                    num_inference_steps=settings.denoise_steps,
-                    ensemble_size=settings.ensemble_size,
-                    processing_resolution=resolution,
-                    seed=settings.seed,
-                    resize=settings.resize,
-                ).prediction
-            for index, prediction in zip(images, predictions, strict=True):
-                write(paths[index], _npy(prediction.squeeze(2) if prediction.shape[2] == 1 else prediction))
-            bar.update(len(some))
+    pictures = (
+        Picture(index, partial(_read_image, split, index), partial(count_pixels, split, index)) for index in todo
+    )
+
+    def save(index: int, made: Prediction) -> None:
+        depth = made.prediction.shape[2] == 1
+        write(paths[index], _npy(made.prediction.squeeze(2) if depth else made.prediction))
+
+    with (
+        tqdm(total=len(todo), desc="predicting", unit="image", disable=None) as bar,
+        contextlib.closing(predict_all(pipe, pictures, _for_stream(settings), save)) as outcomes,
+    ):
+        for index, _, error in outcomes:
+            if isinstance(error, ValueError):  # from reading or resizing this image
+                failures[index] = str(error)
+            elif error:  # a full disk or too little memory would fail for the others too
+                raise error
+            bar.update()
     return failures
+
+
+def _for_stream(settings: ModelSettings) -> Settings:
+    return Settings(
+        num_inference_steps=settings.denoise_steps,
+        ensemble_size=settings.ensemble_size,
+        processing_resolution=settings.processing_res,
+        bucket=settings.bucket,
+        resize=settings.resize,
+        batch_size=settings.batch_size or None,
+        seed=settings.seed,
+    )
 
 
 def _load(settings: ModelSettings, split: Split) -> Any:
@@ -119,7 +90,7 @@ def _load(settings: ModelSettings, split: Split) -> Any:
     compilation_cache.enable_cache()
     options = {name: value for name, value in settings.options.items() if value is not None}
     try:
-        pipe = Marigold.from_pretrained(settings.checkpoint, dtype=settings.dtype, **options)
+        pipe = Marigold.from_pretrained(settings.checkpoint, dtype=settings.dtype, vae=settings.vae, **options)
         pipe.sampler(settings.denoise_steps)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(error) from None
@@ -130,21 +101,12 @@ def _load(settings: ModelSettings, split: Split) -> Any:
     return pipe
 
 
-def _read_images(
-    split: Split, indices: Sequence[int], resize: str, resolution: int
-) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-    """The images by index, and why the others cannot be predicted."""
-    images, failures = {}, {}
-    for index in indices:
-        try:
-            rgb = read_example(split, index)["rgb"]
-            RESIZES[resize].fit(rgb.shape[:2], resolution)
-            images[index] = rgb
-        except BadFrame as error:
-            failures[index] = printable(f"{error.kind}: {error.detail}")
-        except ValueError as error:
-            failures[index] = str(error)
-    return images, failures
+def _read_image(split: Split, index: int) -> np.ndarray:
+    """The image. Raises ValueError, with the reason in one line, if its record cannot be read."""
+    try:
+        return read_example(split, index)["rgb"]
+    except BadFrame as error:
+        raise ValueError(printable(f"{error.kind}: {error.detail}")) from None
 
 
 def prediction_files(folder: Path, split: Split, indices: Sequence[int]) -> tuple[dict[int, Path], dict[int, str]]:
@@ -162,25 +124,6 @@ def prediction_files(folder: Path, split: Split, indices: Sequence[int]) -> tupl
         except ValueError as error:
             failures[index] = str(error)
     return paths, failures
-
-
-def check_settings(file: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError if there are predictions beside `file` that were made with other or unknown settings."""
-    if next(file.parent.rglob("*.npy"), None) is None:
-        return  # an earlier run ended before its first prediction
-    try:
-        found = OLD_SETTINGS | read_json(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{error}: the settings of the predictions beside it are unknown; choose another --output_dir, or remove "
-            f"{printable(file.parent)}"
-        ) from None
-    changed = [f"{key} was {found.get(key)}, is {value}" for key, value in settings.items() if found.get(key) != value]
-    if changed:
-        raise ValueError(
-            f"{file.parent} holds predictions made with other settings ({'; '.join(changed)}); choose another "
-            "--output_dir"
-        )
 
 
 def _npy(array: np.ndarray) -> bytes:

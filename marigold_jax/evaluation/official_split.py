@@ -1,5 +1,7 @@
 """Reads a test set of the papers, as Marigold's authors packed it: a tar archive or a folder, and a filename list."""
 
+import io
+import math
 import tarfile
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Bool
 
+from marigold_jax.data import images
 from marigold_jax.data.filename_list import read_filename_list
 from marigold_jax.data.prepared import decode
 from marigold_jax.data.raw_frame import BadFrame, Part, check_sizes, open_image
@@ -76,6 +79,10 @@ class OfficialSplit:
     def truth(self, index: SupportsIndex) -> dict[str, np.ndarray]:
         """The same without the image, because decoding it takes longer than scoring."""
         return self._example(index, {})
+
+    def count_pixels(self, index: SupportsIndex) -> int:
+        """The number of pixels of the image, from its header alone."""
+        return math.prod(images.open_image(io.BytesIO(self._part(self._lines[index][0]).read())).size)
 
     def _example(self, index: SupportsIndex, record: dict) -> dict[str, np.ndarray]:
         paths, column, what = self._lines[index], self.protocol.mask_column, self.protocol.truth

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from marigold_jax.data.geometry import PATCH
 from marigold_jax.evaluation.benchmarks import BENCHMARKS
-from marigold_jax.evaluation.model_predictions import ModelSettings
+from marigold_jax.evaluation.model_settings import ModelSettings
 from marigold_jax.evaluation.quantities import Quantity
 from marigold_jax.evaluation.report import table
 
@@ -110,6 +111,8 @@ def comparison(
     }
     if model:
         differences[f"--processing_res {model.processing_res}"] = model.processing_res not in resolutions
+        differences[f"--bucket {model.bucket}"] = model.bucket != PATCH
+        differences[f"--vae {model.vae}"] = model.vae is not None
     if any(differences.values()):
         return f"not the papers' protocol: {', '.join(what for what, differs in differences.items() if differs)}"
     rows = [

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marigold_jax.data.contact_sheet import png
 from marigold_jax.data.raw_frame import BadFrame
-from marigold_jax.evaluation import figures
 from marigold_jax.evaluation.depth_alignment import REMARKS
 from marigold_jax.evaluation.estimators import Estimator
 from marigold_jax.evaluation.quantities import Scores
@@ -115,7 +115,7 @@ def _draw_worst(file: Path, estimator: Estimator, task: Task, scores: Mapping[in
         predictions = [aligned(estimator(index), example, task) for index, example in examples.items()]
         images, truths = ([example[key] for example in shown] for key in ("rgb", quantity.name))
         panel = quantity.panel(images, truths, predictions, [quantity.valid(example) for example in shown])
-        write(file, figures.png(panel))
+        write(file, png(panel))
 
 
 def score_table(dataset: str, task: Task, summary: Summary, others: Sequence[Summary]) -> list[str]:

@@ -55,6 +55,14 @@ def read_example(split: Split, index: int) -> Example:
     return _read(split.__getitem__, split, index)
 
 
+def count_pixels(split: Split, index: int) -> int:
+    """The number of pixels of an image, from its header alone; 0 if that cannot be read, as `read_example` reports."""
+    try:
+        return split.count_pixels(index)
+    except Exception:  # decoders raise nearly anything on a damaged record
+        return 0
+
+
 def _read(read: Callable[[int], Any], split: Split, index: int) -> Any:
     try:
         return read(index)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from marigold_jax.data.contact_sheet import GAP
 from marigold_jax.evaluation import figures
 from marigold_jax.evaluation.normal_metrics import (
     ANGLE_METRICS,
@@ -103,7 +104,7 @@ def test_the_panel_shows_angles_where_they_are_known():
     prediction[0, 1], prediction[0, 2], mask[0, 2] = (0, 0, -1), np.nan, False
     image = np.full((2, 3, 3), 77, np.uint8)
     drawn = figures.normals_panel([image], [truth], [prediction], [mask])
-    photograph, true, predicted, error = (drawn[:, start : start + 3] for start in range(0, 4 * (3 + figures.GAP), 5))
+    photograph, true, predicted, error = (drawn[:, start : start + 3] for start in range(0, 4 * (3 + GAP), 5))
     assert (photograph == 77).all() and (true[1] == (127, 127, 255)).all() and (true[0, 2] == 0).all()
     assert tuple(predicted[0, 1]) == (127, 127, 0) and (predicted[0, 2] == 0).all()
     assert error[0, 0].sum() < 10 and error[0, 1].sum() > 600 and (error[0, 2] == 0).all()

@@ -10,15 +10,19 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from standin import Brightness
 
+import marigold_jax
 from marigold_jax import evaluate, prepare
 from marigold_jax.data.prepared import PreparedSplit
 from marigold_jax.data.primitives import Primitives
+from marigold_jax.evaluation import model_predictions
 from marigold_jax.evaluation.depth_alignment import align
 from marigold_jax.evaluation.depth_metrics import METRICS, depth_scores
 from marigold_jax.evaluation.estimators import saved
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors
 from marigold_jax.evaluation.quantities import QUANTITIES
+from marigold_jax.runtime import compilation_cache
 from marigold_jax.weights import model_folder
 from marigold_jax.weights.model_index import ModelIndex
 from marigold_jax.weights.scratch import scratch
@@ -120,6 +124,93 @@ def test_a_model_is_scored_and_an_interrupted_run_goes_on(data_dir, tmp_path, ca
     assert (out / "mine" / "metrics.json").read_text() == first
     assert run(data_dir, out, *flags, "--seed", "5") == 1
     assert "seed was 1234, is 5" in capsys.readouterr().err
+
+
+def made_in(out):
+    return {path.name: path.read_bytes() for path in (out / "mine" / "predictions").rglob("*.npy")}
+
+
+def test_predictions_do_not_depend_on_how_many_are_computed_together(data_dir, tmp_path):
+    model = scratch((16, 16), 4)
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 3)).astype(np.float32)  # a fresh one is zero: image-blind
+    unet = dataclasses.replace(model.unet, params=model.unet.params | {"conv_out.kernel": kernel})
+    model_folder.save(dataclasses.replace(model, unet=unet), tmp_path / "model")
+    flags = ("--checkpoint", tmp_path / "model", *QUICK, "--noise", "zeros")
+    assert run(data_dir, tmp_path / "one", *flags, "--batch_size", 1) == 0
+    assert run(data_dir, tmp_path / "four", *flags, "--batch_size", 4) == 0
+    made = made_in(tmp_path / "one")
+    assert len(set(made.values())) == COUNT and made_in(tmp_path / "four") == made
+    # So a run may continue with another batch size.
+    assert run(data_dir, tmp_path / "one", *flags, "--batch_size", 4) == 0
+
+
+@pytest.fixture
+def network(monkeypatch):
+    network = Brightness()
+    monkeypatch.setattr(marigold_jax, "Marigold", network, raising=False)
+    monkeypatch.setattr(compilation_cache, "enable_cache", lambda: None)
+    return network
+
+
+def test_images_of_one_size_share_a_batch(data_dir, tmp_path, network):
+    assert run(data_dir, tmp_path / "out", "--batch_size", 4) == 0
+    assert network.calls == [(4, 48, 64, 3)] * 2  # the second is filled up
+    assert run(data_dir, tmp_path / "coarse", "--bucket", 32) == 0
+    assert {shape[1:] for shape in network.calls[2:]} == {(32, 64, 3)}
+
+
+def test_another_vae_is_loaded_and_recorded(data_dir, tmp_path, network, monkeypatch, capsys):
+    loaded = []
+    monkeypatch.setattr(network, "from_pretrained", lambda *_, vae, **__: loaded.append(vae) or network)
+    assert run(data_dir, tmp_path / "out", "--vae", "tiny") == 0
+    assert (
+        loaded == ["tiny"] and json.loads((tmp_path / "out/mine/metrics.json").read_text())["settings"]["vae"] == "tiny"
+    )
+    assert run(data_dir, tmp_path / "out") == 1
+    assert "vae was tiny, is None" in capsys.readouterr().err
+
+
+def test_predictions_of_older_releases_are_continued(data_dir, tmp_path, network, capsys):
+    assert run(data_dir, tmp_path / "out") == 0
+    record = tmp_path / "out" / "mine" / "predictions" / "settings.json"
+    old = {
+        key: value for key, value in json.loads(record.read_text()).items() if key not in ("vae", "bucket", "resize")
+    }
+    record.write_text(json.dumps(old))
+    assert run(data_dir, tmp_path / "out") == 0
+    assert run(data_dir, tmp_path / "out", "--bucket", 16) == 1
+    assert "bucket was 8, is 16" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_predicted_costs_only_itself(data_dir, tmp_path, network, capsys, monkeypatch):
+    def broken(self, index, original=PreparedSplit.__getitem__):
+        if index == 1:
+            raise ValueError("broken PNG file")
+        example = original(self, index)
+        return example | {"rgb": example["rgb"][:1, :1].repeat(3000, 1)} if index == 3 else example
+
+    monkeypatch.setattr(PreparedSplit, "__getitem__", broken)
+    assert run(data_dir, tmp_path / "out") == 1
+    assert "2 images cannot be scored" in capsys.readouterr().err and len(made_in(tmp_path / "out")) == COUNT - 2
+    monkeypatch.setattr("marigold_jax.evaluate.draw_worst", lambda *_: "")
+    assert run(data_dir, tmp_path / "out", "--allow_missing") == 0
+    assert "2 of 5 images are left out: 2 that cannot be scored (" in capsys.readouterr().out
+
+
+def test_too_little_memory_and_a_full_disk_are_one_line(data_dir, tmp_path, network, capsys, monkeypatch):
+    network.error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.\nmore"), 2
+    assert run(data_dir, tmp_path / "out", "--batch_size", 1) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("evaluate: out of device memory: lower --processing_res or --batch_size")
+    network.error = None
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(model_predictions, "write", full)
+    assert run(data_dir, tmp_path / "out", "--batch_size", 1) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in error
 
 
 def known(example):
@@ -504,6 +595,10 @@ def test_missing_ones_are_left_out_on_request(data_dir, split, maps, tmp_path):
         (("--output_dir", f"{__file__}/scores"), "test_evaluate.py is not a folder"),
         (("--processing_res", "100"), "must be a multiple of 8"),
         (("--resize", "official", "--processing_res", "-1"), "must not be negative"),
+        (("--resize", "official", "--bucket", "64"), "works without a bucket: leave out --bucket 64"),
+        (("--bucket", "12"), "the bucket must be a multiple of 8; got 12"),
+        (("--bucket", "0"), "--bucket must be at least 8; got 0"),
+        (("--batch_size", "-1"), "--batch_size must be at least 0; got -1"),
         (("--dataset", "../mine"), "wanted a relative name"),
         (("--dataset", ","), "--dataset: wanted at least one name"),
     ],

@@ -25,7 +25,7 @@ MAY_IMPORT = {  # folder, or file at the top -> those that it may import from, b
     "__init__": {"inference"},
     "__main__": {"runtime"},  # it runs the programs by name
 }
-MAY_IMPORT["prepare"] = {"data", "rooms", "runtime", "evaluation"}
+MAY_IMPORT["prepare"] = {"data", "rooms", "runtime"}
 ALONE = {  # the only file of its folder that may import from there
     "training/validation.py": {"inference"},  # it judges what trains as users will run it
 }
