@@ -113,7 +113,7 @@ def _parser() -> terminal.Parser:
     add = parser.add_argument_group("prediction").add_argument
     add("--denoise_steps", **number, help="denoising steps (default: the model's own)")
     add("--ensemble_size", **number, default=1, help="predictions to merge for each picture (default: %(default)s)")
-    add("--processing_res", **number, help="longer side of the resized input; 0: do not resize (default: the model's)")
+    add("--processing_res", **number, help="longer side of the network input; 0: the picture's (default: the model's)")
     add("--resample_method", **resample, help="for input and output; nearest is nearest-exact (default: %(default)s)")
     add(
         "--seed",
@@ -121,7 +121,7 @@ def _parser() -> terminal.Parser:
         default=0,
         help="of the noise, the same for all pictures (default: 0)",
     )
-    add("--batch_size", **number, default=0, help="predictions computed at once; 0: chosen by device (default: 0)")
+    add("--batch_size", **number, default=0, help="predictions computed at once; 0: chosen for the device (default: 0)")
     add("--bucket", **number, help="resize to multiples of N, for fewer programs; diffusers: 8 (default: 64 at 768)")
 
     add_flags(parser.add_argument_group("options that the model usually sets").add_argument)
