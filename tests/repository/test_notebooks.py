@@ -89,7 +89,7 @@ def test_configuration_keys_exist():
     (recipes,) = re.findall(
         r'^CONFIG = "(\w+)"  # for Marigold: "(\w+)"$', code("finetune")["parameters"], re.MULTILINE
     )
-    assert len(keys) > 15 and recipes == ("rooms_end_to_end", "own_data")
+    assert len(keys) > 15 and recipes == ("rooms_end_to_end", "hypersim_vkitti")
     for name in recipes:
         config = configuration.load(name)
         for key in keys:
