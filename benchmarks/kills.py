@@ -39,7 +39,7 @@ def command(workdir: Path, steps: int) -> list[str]:
     flags = [f"--config.run.steps={steps}"]
     for key, value in OPTIONS.items():
         flags += [f"--config.{key}={item}" for item in (value if isinstance(value, tuple) else (value,))]
-    program = [sys.executable, "-m", "marigold_jax.train", "--config", "configs/quickstart.py"]
+    program = [sys.executable, "-m", "marigold_jax.train", "--config", "quickstart"]
     return [*program, "--workdir", str(workdir), *flags]
 
 

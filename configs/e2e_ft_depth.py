@@ -4,7 +4,7 @@
 
 DATA is the folder that `python -m marigold_jax.prepare hypersim` and `... virtual_kitti_2` wrote to. The run starts
 from Marigold. One more flag starts it from Stable Diffusion 2 (its first layer is widened and its bias halved, as the
-authors do), or from the small model that ships with this package:
+authors do), or from the bundled model:
 
     --config.model.checkpoint=stabilityai/stable-diffusion-2
     --config.model.checkpoint=marigold-rooms

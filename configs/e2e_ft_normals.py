@@ -4,8 +4,7 @@
 
 DATA is the folder that `python -m marigold_jax.prepare hypersim --normals` and `... virtual_kitti_2 --normals` wrote
 to. The run starts from Marigold for normals. One more flag starts it from Stable Diffusion 2 (its first layer is
-widened and its bias halved, as the authors do), or from the small model that ships with this package, which then learns
-normals instead of depth:
+widened and its bias halved, as the authors do), or from the bundled model, which then learns normals instead of depth:
 
     --config.model.checkpoint=stabilityai/stable-diffusion-2
     --config.model.checkpoint=marigold-rooms

@@ -11,8 +11,10 @@ The dataset is named after the folder. For another name, set both splits:
 
     --config.data.train="(('NAME/train', 1.0),)" --config.data.validation=NAME/val
 
-Hardware: a GPU with 8 to 16 GB. To try it in a few minutes on two CPU cores, start from the small model that ships with
-this package: `--config.model.checkpoint=marigold-rooms --config.data.size="(96, 128)" --config.run.steps=200`.
+Hardware: a GPU with 8 to 16 GB. To try it in a few minutes on two CPU cores, start from the bundled model:
+
+    --config.model.checkpoint=marigold-rooms --config.data.size="(96, 128)" --config.run.steps=200
+
 Time and expected score: not timed; they depend on your data.
 """
 

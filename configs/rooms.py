@@ -1,4 +1,4 @@
-"""The small model that ships, part 2 of 3: its UNet, by the paper's objective, on rendered rooms and streets.
+"""The bundled model, part 2 of 3: its UNet, with the paper's objective, on rendered rooms and streets.
 
     python -m marigold_jax.train --config rooms --workdir runs/rooms
 

@@ -1,4 +1,4 @@
-"""The small model that ships, part 3 of 3: its UNet again, end to end in one step (arXiv 2409.11355).
+"""The bundled model, part 3 of 3: its UNet again, end to end in one step (arXiv 2409.11355).
 
     python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 \\
         --scenes 1000 --views 4 --seed 1 --name rooms_b
@@ -10,10 +10,10 @@ Hardware and time: 72 minutes on two CPU cores, with each core as a device:
 
 Expected score: not measured at this stage.
 
-The run starts from the result of `rooms`. To train the model that ships further, use `model.checkpoint=marigold-rooms`.
+The run starts from the result of `rooms`. To train the bundled model further, use `model.checkpoint=marigold-rooms`.
 The initial noise stays Gaussian, so that the members of an ensemble differ. The loss is the relative error, which is
 what AbsRel measures. Random crops are magnified, because the network soon overfits whole frames. The alignment to
-ImageNet features continues. The model that ships was trained further from here, its VAE and its UNet in turns:
+ImageNet features continues. The bundled model was trained further from here, its VAE and its UNet in turns:
 `launch/marigold_rooms.sh` has every step.
 """
 

@@ -1,4 +1,4 @@
-"""The small model that ships, part 1 of 3: its VAE, from scratch, on rendered rooms, still lifes and streets.
+"""The bundled model, part 1 of 3: its VAE, from scratch, on rendered rooms, still lifes and streets.
 
     python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 800 --views 4
     python -m marigold_jax.prepare rooms --data_dir data --fetch_assets --size 144 192 --scenes 20 --split val

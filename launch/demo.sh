@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Predicts depth for four photographs and two rendered scenes, with the model that ships with this package. Needs only
-# Python 3.11 or newer; PYTHON=python3.13 selects another. The first argument is the output folder (default: demo/).
+# Predicts depth for four photographs and two rendered scenes, with the bundled model. Needs only Python 3.11 or newer;
+# PYTHON=python3.13 selects another. The first argument is the output folder (default: demo/).
 set -euo pipefail
 output=$(realpath -m "${1:-$(dirname "$0")/../demo}")
 cd "$(dirname "$0")/.."

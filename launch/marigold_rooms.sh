@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Trains `marigold-rooms`, the small model that ships with this package: renders its frames, then trains its VAE and its
-# UNet in turns; seed 0.
+# Trains `marigold-rooms`, the bundled model: renders its frames, then trains its VAE and its UNet in turns; seed 0.
 #
 #   bash launch/marigold_rooms.sh data runs       folders for the frames and for the runs
 #   DRY_RUN=1 bash launch/marigold_rooms.sh ...   prints the commands instead
 #
 # Six hours on two CPU cores, of them one and a half for the frames; then six minutes on an H100. The same command
 # continues where it was stopped. The last export is the model; `python -m marigold_jax.convert --to diffusers
-# --dtype float16` turns it into the folder that ships. The original runs differed in these points:
+# --dtype float16` turns it into the bundled folder. The original runs differed in these points:
 # - The first run used 3,600 frames of one seed. The fourth began from weights rounded to half precision, and its last
 #   1,000 steps were done after the fifth (they move latents by 3 % of their standard deviation).
 # - Before the sixth, the VAE was widened in two stages on CPU cores, and trained for 5,446 steps of four images (92

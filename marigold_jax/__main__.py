@@ -16,8 +16,8 @@ PROGRAMS = {
     "evaluate": "score a model, or saved predictions, on a dataset",
     "prepare": "turn RGB-D data into a dataset that train and evaluate read",
     "convert": "write a checkpoint in diffusers' layout or in the native one",
-    "ablate": "score against denoising steps, ensemble size or training noise",
-    "aot": "compile for a TPU slice, without the TPU, to see what a configuration needs",
+    "ablate": "show how scores depend on steps, ensemble size, noise or datasets",
+    "aot": "compile for a TPU slice without a TPU, to see what a configuration needs",
 }
 
 

@@ -2,12 +2,12 @@
 
     python -m marigold_jax.ablate --which ensemble --dataset rooms --data_dir data -o ablations
     python -m marigold_jax.ablate --which steps    --dataset rooms --data_dir data -o ablations
-    python -m marigold_jax.ablate --which noise --config FILE ...
-    python -m marigold_jax.ablate --which datasets --config FILE --mix rooms/train primitives/train ...
+    python -m marigold_jax.ablate --which noise --config quickstart ...
+    python -m marigold_jax.ablate --which datasets --config quickstart --mix rooms/train primitives/train ...
 
 `ensemble` merges 1 to 20 predictions of a checkpoint. `steps` takes 1 to 50 denoising steps, with trailing and with
 leading timesteps. `noise` and `datasets` train a configuration once for each choice, in OUTPUT_DIR/WHICH/, and continue
-an interrupted training. Flags such as --config.run.steps=500 change the configuration, a Python file that is executed.
+an interrupted training. Flags such as --config.run.steps=500 change the configuration.
 
 OUTPUT_DIR gets WHICH.csv, WHICH.png and WHICH.svg: the means over images of AbsRel and delta1 after least-squares
 alignment, and the standard error of AbsRel.
@@ -65,10 +65,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--split", default="test", help="split to score (default: %(default)s)")
     add("-o", "--output_dir", required=True, **folder, help="where results are written; created if missing")
     add("--limit", **number, default=100, help="score at most N images, evenly spread (default: %(default)s)")
-    add("--checkpoint", help="for ensemble and steps (default: the one that ships)")
+    add("--checkpoint", help="for ensemble and steps (default: marigold-rooms)")
     resolution = "longer side of the image for the network; 0: its own size"
     add("--processing_res", **number, help=f"{resolution} (default: the checkpoint's own)")
-    add("--config", type=Path, metavar="FILE", help="for noise and datasets: the configuration to train")
+    add("--config", metavar="NAME|FILE", help="for noise and datasets: the recipe or configuration to train")
     add("--mix", nargs=2, metavar="NAME/SPLIT", help="for datasets: the two datasets to mix")
     arguments, overrides = parser.parse_known_args(argv)
     wanted = {"noise": ["config"], "datasets": ["config", "mix"]}.get(arguments.which, [])
@@ -160,7 +160,7 @@ def trained(arguments: argparse.Namespace, split: PreparedSplit, name: str, flag
     from marigold_jax import Marigold
 
     workdir = arguments.output_dir / arguments.which / name
-    command = [sys.executable, "-m", "marigold_jax.train", "--config", str(arguments.config), "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "marigold_jax.train", "--config", arguments.config, "--workdir", str(workdir)]
     terminal.say(f"{arguments.which}: {name}")
     if subprocess.run([*command, f"--config.data.data_dir={arguments.data_dir}", *flags]).returncode:
         raise RuntimeError(f"the training in {workdir} failed, see above; run the same command again to continue")

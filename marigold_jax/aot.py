@@ -1,4 +1,4 @@
-"""What a training or a prediction would need on a TPU slice, found by compiling for the slice without a TPU.
+"""Shows what training and prediction would need on a TPU slice, by compiling for the slice without a TPU.
 
     python -m marigold_jax.aot --target tpu:v5e-8 --config quickstart
     python -m marigold_jax.aot --target tpu:v5e-8 --what train --config hypersim_vkitti \\

@@ -1,4 +1,4 @@
-"""Convert a model between the diffusers layout and the native layout, or widen Stable Diffusion 2 for fine-tuning.
+"""Converts a model between the diffusers layout and the native layout, or widens Stable Diffusion 2 for fine-tuning.
 
     python -m marigold_jax.convert --source prs-eth/marigold-depth-v1-1 --output marigold-native
     python -m marigold_jax.convert --source stable-diffusion-2 --output sd2-inflated --to diffusers --inflate marigold

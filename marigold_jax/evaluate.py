@@ -1,12 +1,12 @@
-"""Scores a depth or normals estimator on datasets: a model, or saved predictions.
+"""Scores depth or normals on datasets: the predictions of a model, or saved ones.
 
     python -m marigold_jax.evaluate --checkpoint DIR --dataset rooms --data_dir data -o scores --blind
     python -m marigold_jax.evaluate --predictions maps/ --dataset rooms,my_scans --data_dir data -o scores
     python -m marigold_jax.evaluate --checkpoint NAME --dataset nyu_v2,kitti,eth3d,scannet,diode --data_dir official ...
     python -m marigold_jax.evaluate --checkpoint NAME --dataset nyu_v2_normals,scannet_normals,ibims_normals ...
 
-A dataset is one that `prepare` made, or an official test set as Marigold's authors packed it. An official test set is
-scored with the papers' protocol (see `marigold_jax/evaluation/benchmarks.py`), and their scores are printed below ours.
+Datasets are made by `prepare`, or are official test sets as Marigold's authors packed them. Official test sets are
+scored by the papers' protocol (see `marigold_jax/evaluation/benchmarks.py`), and their scores are printed below ours.
 
 Depth is aligned to the true depth (--alignment), clipped to the dataset's range and compared at the valid pixels, in
 float64. Scores are means over images. Normals are scored by the angle to the true normals in degrees, as means over
@@ -24,7 +24,7 @@ NAME_normals.npy. Channels may come first or last, after any axes of length 1. A
 truth's size, and a message says so. A missing or broken map is an error, unless --allow_missing is given.
 --beside adds more such folders as rows of the table. --blind adds two image-blind baselines: a constant map (normals:
 every surface faces the camera) and the mean map of the split "train".
---resize official resizes images as Marigold's authors do, whose code made the papers' scores.
+--resize official resizes images as the authors' code does, which produced the papers' scores.
 Several processes each predict a share of the images; see `marigold_jax/runtime/distributed.py`.
 Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
 """
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python -m marigold_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, number, folder = parser.add_argument, {"type": int, "metavar": "N"}, {"type": Path, "metavar": "DIR"}
-    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
+    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: marigold-rooms)")
     add("--predictions", **folder, help="score these saved maps instead of running a model")
     add("--dataset", required=True, metavar="NAME[,NAME]", help=f"made by `prepare`, or {', '.join(BENCHMARKS)}")
     add("--data_dir", required=True, **folder, help="folder of the datasets")

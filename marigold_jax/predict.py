@@ -16,25 +16,25 @@ and a normals model writes
 each picture: its input, outputs, size (height, width) and seconds, or its input and error.
 
 NAME is the file name without its extension. With --recursive it includes the subfolders: trip/day1/a.jpg becomes
-day1/a. Pictures of the same name get their path below the folder that all inputs share, and keep their extension if
-that is needed: a/x.jpg and b/x.jpg become a/x and b/x; x.jpg and x.png in one folder become x.jpg and x.png.
+day1/a. If several pictures have the same name, NAME includes their path below the folder that all inputs share, and
+where needed the extension: a/x.jpg and b/x.jpg become a/x and b/x; x.jpg and x.png in one folder stay x.jpg and x.png.
 
 Depth is affine-invariant: it is correct up to an unknown scale and shift for each picture. If the distance of a few
 points is known, --align_to DIR turns depth into metres. DIR holds one file for each picture:
     NAME.csv    lines of column, row, metres; pixels count from 0 at the top left
     NAME.npy    (height, width) in metres, NaN or 0 where unknown
     NAME.png    the same in millimetres, 16 bits
-A map may have another size than the picture. The best scale and shift, fitted without outliers, give
+A map may differ in size from the picture. The best scale and shift, fitted without outliers, give
 depth_metres_npy/NAME_depth.npy, float32. predictions.jsonl gets the scale and shift, the number of points and of
-inliers, and the residual: the mean relative error at the inliers. A warning is printed where more than a tenth of the
+inliers, and the residual: the mean relative error at the inliers. A warning is printed if more than a tenth of the
 points are outliers, or the residual is above a tenth.
 
-End-to-end fine-tuned models, as their authors publish them, do not say what they estimate. The name decides if it
-contains "depth" or "normals"; otherwise give --modality. Their other options (--noise zeros --x0 --stretch
+The published end-to-end fine-tuned models do not record whether they predict depth or normals. If the name of the
+model does not contain "depth" or "normals", --modality is needed. Their other options (--noise zeros --x0 --stretch
 --x_axis left) are set automatically.
 
-If a picture cannot be read, one line says why, and the others are still predicted. No file is ever half-written.
-Pictures may have up to 178 million pixels. HEIC needs pip install 'marigold_jax[heif]'.
+If a picture cannot be read, the reason is printed in one line and the others are still processed. Files appear
+complete or not at all. Pictures may have up to 178 million pixels. HEIC needs pip install 'marigold_jax[heif]'.
 Several processes can share the work: see `marigold_jax/runtime/distributed.py`.
 Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
 """
@@ -99,27 +99,32 @@ def _parser() -> terminal.Parser:
     add = parser.add_argument_group("outputs").add_argument
     add("-o", "--output_dir", **folder, default="predictions", help="created if missing (default: %(default)s)")
     add("--output_processing_res", action="store_true", help="save at the processing size, not at the picture's size")
-    add("--color_map", default="Spectral", metavar="MAP", help="one of matplotlib's, or None (default: %(default)s)")
+    add("--color_map", default="Spectral", metavar="MAP", help="a matplotlib colour map, or None (default: Spectral)")
     add("--uncertainty", action="store_true", help="also save how much the members of the ensemble differ")
     add("--align_to", **folder, help="also save depth in metres, from known depths in DIR: see above")
     add("--skip_existing", action="store_true", help="skip pictures whose outputs all exist")
 
     add = parser.add_argument_group("model").add_argument
-    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: the one that ships)")
+    add("--checkpoint", help="diffusers folder, Hugging Face id or training workdir (default: marigold-rooms)")
     add("--vae", metavar="NAME|DIR", help="another VAE for the same latents; madebyollin/taesd is faster and coarser")
     add("--dtype", **dtype, help="precision of the network (default: %(default)s)")
-    add("--half_precision", "--fp16", **half, help="the official script's flag; here it means --dtype bfloat16")
+    add("--half_precision", "--fp16", **half, help="as in the official script; here the same as --dtype bfloat16")
 
     add = parser.add_argument_group("prediction").add_argument
     add("--denoise_steps", **number, help="denoising steps (default: the model's own)")
     add("--ensemble_size", **number, default=1, help="predictions to merge for each picture (default: %(default)s)")
-    add("--processing_res", **number, help="longer side for the network; 0 keeps the picture's (default: the model's)")
+    add("--processing_res", **number, help="longer side of the network input; 0: the picture's (default: the model's)")
     add("--resample_method", **resample, help="for input and output; nearest is nearest-exact (default: %(default)s)")
-    add("--seed", **number | {"type": seeds.flag}, default=0, help="of the noise, for every picture (default: 0)")
-    add("--batch_size", **number, default=0, help="predictions computed together; 0 suits the device (default: 0)")
-    add("--bucket", **number, help="resize to multiples of N: few programs; 8 is as in diffusers (default: 64 at 768)")
+    add(
+        "--seed",
+        **number | {"type": seeds.flag},
+        default=0,
+        help="of the noise, the same for all pictures (default: 0)",
+    )
+    add("--batch_size", **number, default=0, help="predictions computed at once; 0: chosen for the device (default: 0)")
+    add("--bucket", **number, help="resize to multiples of N, for fewer programs; diffusers: 8 (default: 64 at 768)")
 
-    add_flags(parser.add_argument_group("options that a model usually sets itself").add_argument)
+    add_flags(parser.add_argument_group("options that the model usually sets").add_argument)
     return parser
 
 
@@ -145,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         journal.say(f"stopped: {in_words(error)}")
         status = 1
     except KeyboardInterrupt:
-        journal.say("interrupted; --skip_existing goes on from here")
+        journal.say("interrupted; add --skip_existing to continue")
         status = 130
     journal.close()
     counts, seconds = journal.counts, time.perf_counter() - started

@@ -3,15 +3,16 @@
     python -m marigold_jax.train --config quickstart --workdir runs/quickstart
     python -m marigold_jax.train --config hypersim_vkitti --workdir DIR --config.data.batch_size=8 ...
 
-To train on several hosts, run the same command on each (`marigold_jax/runtime/distributed.py` tells how they connect).
+To train on several hosts, run the same command on each; `marigold_jax/runtime/distributed.py` explains how they find
+each other.
 
-A configuration is a recipe and overrides of its keys, as --config.SECTION.KEY=VALUE; `configs/base.py` explains every
+A configuration is a recipe plus overrides of single keys, --config.SECTION.KEY=VALUE; `configs/base.py` explains every
 key. DIR gets config.json (the whole configuration), metrics.jsonl (one line per logged step), tensorboard/, panels/,
 checkpoints/, and at the end export/, which --checkpoint and diffusers load.
 
 The same command continues a run that was stopped or killed, with the same result. Only config.run (but not its seed),
 config.data.num_workers, config.data.data_dir and config.data.validation may change then. start.json records the
-checkpoint that the run started from; if another one is there now, the run is refused. Only one training at a time can
+checkpoint that the run started from; if it has changed since, the run is not resumed. Only one training at a time can
 use DIR.
 
 A configuration is a Python file, and it is executed: use only files whose authors you trust.
@@ -70,7 +71,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     def stop(number: int, frame: Any) -> None:
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)
-        os.write(2, b"stopping as soon as this step is over and saved; once more ends it now\n")
+        os.write(2, b"stopping once this step is finished and saved; a second signal stops at once\n")
 
     for number in (signal.SIGTERM, signal.SIGINT) if single_process else ():
         signal.signal(number, stop)
@@ -90,7 +91,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     try:
         loader = training_batches(sections, base.vae, stopping=lambda: signals)
     except InterruptedError as stopped:
-        say(f"{stopped}; give the same command again to go on")
+        say(f"{stopped}; give the same command again to continue")
         return
     examples = validation_examples(sections)
 
@@ -184,7 +185,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
     # --------------------------------------------------------------------------------------------------------- Export
     done = int(state["step"])
     if done < last:
-        say(f"stopped after step {done}; give the same command again to go on")
+        say(f"stopped after step {done}; give the same command again to continue")
         return
     trained = gather_trained(base, trains, state[weights], layout)  # by all processes: each holds a part
     if is_main_process and (first < last or exported_step(workdir) != done):

@@ -152,7 +152,7 @@ def test_bfgs_descends_as_far_as_scipy_and_is_as_accurate(kind, monkeypatch):
 
 
 def predicted():
-    """Ten predictions of one photograph by the model that ships, one above the other.
+    """Ten predictions of one photograph by the bundled model, one above the other.
 
     launch/demo/photographs/rocket.jpg at 96 x 72, seeds 0 to 9, every third row and column, times 255.
     """

@@ -18,7 +18,7 @@ class ModelSettings:
     """How a model makes its predictions.
 
     Attributes:
-        checkpoint: a folder, a Hugging Face id or the name of a checkpoint that ships; None: the default one.
+        checkpoint: a folder, a Hugging Face id or the name of a bundled model; None: marigold-rooms.
         vae: the folder or id of another VAE; None: the checkpoint's own.
         split: the name of the split of prepared datasets.
         denoise_steps: None: the checkpoint's own.

@@ -12,7 +12,7 @@ def add_flags(add: Callable[..., Any]) -> None:
     for name, option in OPTIONS.items():
         switch = option.values == (False, True)
         kind = {"action": argparse.BooleanOptionalAction} if switch else {"choices": option.values}
-        add(f"--{name}", default=None, help=f"{option.help} (default: what the model says)", **kind)
+        add(f"--{name}", default=None, help=f"{option.help} (default: set by the model)", **kind)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Marigold:
 
         Args:
             name_or_path: a folder (diffusers' layout, native, or a training run), a Hugging Face id, or the name of a
-                checkpoint that ships; None is the default one.
+                bundled model; None means marigold-rooms.
             dtype: "float32" or "bfloat16", of weights and computation.
             revision: of a Hugging Face id.
             vae: the folder or id of another VAE with the same latents, such as "madebyollin/taesd", which decodes many

@@ -128,7 +128,7 @@ class Checkpoints:
         safe = f"step {steps[-1]} is safe" if steps else "there is none before it"
         return CheckpointError(
             f"{self.path(step)}: the checkpoint could not be written ({first_line(error)}); {safe}. Make room and "
-            "give the same command again to go on from there"
+            "give the same command again to continue from there"
         )
 
     def _set_aside(self, path: Path) -> None:

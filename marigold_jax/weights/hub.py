@@ -1,4 +1,4 @@
-"""From the name of a model to a folder on this machine: a path, a Hugging Face id, or a model that ships with us.
+"""From the name of a model to a folder on this machine: a path, a Hugging Face id, or a bundled model.
 
 The folder of a training run is a name too; `marigold_jax.runs` finds the weights in it.
 """
@@ -36,8 +36,8 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
     """Returns the folder that `name` means; downloads it first if necessary. `HF_HUB_OFFLINE=1` uses only the cache.
 
     Args:
-        name: a folder; a Hugging Face id, optionally `id@revision`; or a model that ships with the package (None: the
-            default one).
+        name: a folder; a Hugging Face id, optionally `id@revision`; or a model bundled with the package (None:
+            marigold-rooms).
         revision: of a Hugging Face id.
         parts: the components whose weights are downloaded.
 
@@ -86,7 +86,7 @@ def local(name: str | Path | None) -> Path | None:
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise FileNotFoundError(f"{printable(name)}: {getattr(error, 'strerror', None) or error}") from None
     if ships and is_folder:
-        logger.warning("%s: taking the folder of that name here, not the checkpoint that ships", path)
+        logger.warning("%s: taking the folder of that name here, not the bundled model", path)
     elif ships:
         return shipped
     return path if is_folder else None

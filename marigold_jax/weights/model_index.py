@@ -34,7 +34,7 @@ OPTIONS = {
     "stretch": Option(
         "stretch", (False, True), "use the range of each image: stretch depth to [0, 1], do not clip normals"
     ),
-    "x_axis": Option("x_axis", ("right", "left"), "where the network's normals point along x; ours point right"),
+    "x_axis": Option("x_axis", ("right", "left"), "direction of x in the network's normals; results point right"),
 }
 
 # Field -> key of `model_index.json`, where they differ.

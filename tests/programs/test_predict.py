@@ -614,7 +614,7 @@ def test_interruption_and_going_on(photos, network, capsys):
     status, folder = run(photos, "--batch_size", 1)
     assert status == 130
     captured = capsys.readouterr()
-    assert captured.err == "interrupted; --skip_existing goes on from here\n"
+    assert captured.err == "interrupted; add --skip_existing to continue\n"
     done = int(captured.out.split(" of 6 pictures written")[0])
     assert done == len(records(folder)) <= 3 and not list(folder.rglob("*.tmp"))
 

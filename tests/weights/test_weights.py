@@ -762,7 +762,7 @@ def test_a_folder_wins_over_what_ships(original, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "marigold-rooms").symlink_to(original)
     assert hub.resolve("marigold-rooms").resolve() == original.resolve()
-    assert "marigold-rooms: taking the folder of that name here, not the checkpoint that ships" in caplog.text
+    assert "marigold-rooms: taking the folder of that name here, not the bundled model" in caplog.text
     assert hub.resolve(None) == hub.SHIPPED / "marigold-rooms"
 
 
