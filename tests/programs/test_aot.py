@@ -40,7 +40,7 @@ def test_slices_are_named_as_they_are_rented():
     assert slices.parse("tpu:v6e:4x8") == ("v6e", "4x8")
     assert slices.parse("cpu:8") == ("cpu", "8") and slices.parse("here") == ("here", "")
     for wrong in ("v5e-8", "tpu:v5e-7", "tpu:v9:2x2", "tpu:v5e:2by4", "cpu:0", "gpu:8"):
-        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8, .*or here"):
+        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8 .*or here for"):
             slices.parse(wrong)
 
 
