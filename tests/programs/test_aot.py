@@ -224,7 +224,7 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     aot.run(config, "cpu:2", "both", "float32")
     out = capsys.readouterr().out
     assert "cpu:2: 2 x cpu (2)" in out and "roofline: operations / peak" in out
-    assert "train: 2 x 8 pictures of 16x24 a step" in out and "a prediction: compute" in out
+    assert "train: 2 x 8 images of 16x24 per step" in out and "a prediction: compute" in out
     gradient, update, prediction = reports.values()
     sent = {row.kind for row in gradient.collectives}
     assert {"all-gather", "all-reduce"} <= sent and not prediction.collectives

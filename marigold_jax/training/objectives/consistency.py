@@ -1,4 +1,4 @@
-"""Few-step distillation (latent consistency models, arXiv 2310.04378): one step reaches what takes the teacher many.
+"""Few-step distillation (latent consistency models, arXiv 2310.04378): one step replaces many steps of the teacher.
 
 A consistency function maps any point on the teacher's path from noise to the clean latent to the end of that path. At
 a few fixed timesteps, the student learns to predict what the target network, its own moving average, predicts one step
@@ -52,7 +52,7 @@ def consistency_objective(
 
 
 def stride_of(schedule: NoiseSchedule, grid: int) -> int:
-    """The timesteps from one of the `grid` to the next. ValueError unless they divide evenly."""
+    """Returns the distance between timesteps of the grid. Raises ValueError if `grid` does not divide their number."""
     count = schedule.num_train_timesteps
     if grid < 1 or count % grid:
         raise ValueError(f"objective: grid is {grid}, wanted a divisor of the {count} timesteps")
@@ -60,9 +60,9 @@ def stride_of(schedule: NoiseSchedule, grid: int) -> int:
 
 
 def consistency_draw(schedule: NoiseSchedule, *, grid: int = 5) -> Draw:
-    """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: all that is random in the objective.
+    """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: the random part of the objective.
 
-    The noise is Gaussian, as it is in prediction. With a grid of 5, timesteps are among 199, 399, 599, 799 and 999.
+    The noise is Gaussian, as in prediction. With a grid of 5, timesteps are drawn from 199, 399, 599, 799 and 999.
     """
     stride = stride_of(schedule, grid)
 
@@ -88,22 +88,24 @@ def consistency_loss(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Loss:
-    """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: all that is not random.
+    """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: the deterministic part.
 
-    Beside what every objective finds in `frozen` it reads `frozen["unet"]`, the teacher, and `frozen["target"]`, the
-    moving average of `params`.
+    In addition to what every objective reads from `frozen`, it reads `frozen["unet"]`, the teacher, and
+    `frozen["target"]`, the moving average of `params`.
 
     Args:
+        unet_structure, vae_structure: of the networks; see `models.functional`.
+        schedule: of the noise.
         target: a row of `TARGETS`.
-        grid: the number of timesteps that are learned, `original_inference_steps` of the LCM sampler.
-        timestep_scaling: the LCM sampler's.
-        huber: the error at which the loss turns from squared to absolute, in units of the latents.
-        compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are float32 in any case.
-        remat: a row of `REMAT`, for the student: less memory for more time.
+        grid: the number of timesteps that are learned: `original_inference_steps` of the LCM sampler.
+        timestep_scaling: that of the LCM sampler.
+        huber: the error at which the loss changes from quadratic to linear, in units of the latents.
+        compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are always float32.
+        remat: a row of `REMAT`, for the student; it saves memory and costs time.
 
     Raises:
         ValueError: the target or remat is unknown, the grid does not divide the timesteps, or huber is not above 0; or,
-            when called, the UNet does not read two latents, or predicts the noise where there is nothing else.
+            when `loss` is called, the UNet does not read two latents, or predicts epsilon at a timestep of pure noise.
     """
     encode, checkpoint = make_encode(vae_structure, target, compute_dtype), row(REMAT, "remat", remat)
     stride = stride_of(schedule, grid)
@@ -142,7 +144,7 @@ def consistency_loss(
         x_t = schedule.add_noise(x0, noise, timesteps)
         found = consistent(x_t, student(beside_image(x_t), timesteps, context, checkpoint), timesteps)
 
-        # From the first timestep, DDIM steps to 0, where c_out is 0 and the target network does not matter.
+        # From the first timestep, DDIM steps to 0. There c_out is 0, so the target network does not matter.
         previous = jnp.maximum(timesteps - stride, 0)
         x_previous = step_back(x_t, teacher(beside_image(x_t), timesteps, context), timesteps, previous)
         wanted = consistent(x_previous, ema_target(beside_image(x_previous), previous, context), previous)
