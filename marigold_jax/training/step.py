@@ -162,10 +162,8 @@ def make_steps(
     any gradient is not finite, parameters, moments and averages do not change; only the counters do.
 
     Args:
-        objective: see `training.objectives.contract`.
-        optimiser: from `make_optimiser`; its state contains the learning rate.
-        accumulation: micro-batches per step.
-        seed: of all random numbers.
+        objective, optimiser: as `training.objectives` and `make_optimiser` return them.
+        accumulation, seed: micro-batches per step; seed of all random numbers.
         ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
         layout: as given to `init_state`; None for a single device.
     """

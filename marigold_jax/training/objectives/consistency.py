@@ -6,6 +6,8 @@ further along the path. The teacher takes that step, by DDIM. At timestep 0 the 
 construction; from there, correct predictions spread to the noisier timesteps.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,20 @@ def consistency_draw(schedule: NoiseSchedule, *, grid: int = 5) -> Draw:
     return draw
 
 
+def _consistent(
+    schedule: NoiseSchedule, scalings: np.ndarray, x: Array, output: Array, timesteps: Array
+) -> Float32[Array, "b i j z"]:
+    """Returns the consistency function f(x, t): the end of the path through `x`."""
+    c_skip, c_out = jnp.asarray(scalings, jnp.float32)[:, timesteps, None, None, None]
+    return c_skip * x + c_out * schedule.predict_x0(x, output, timesteps)
+
+
+def _step_back(schedule: NoiseSchedule, x_t: Array, output: Array, timesteps: Array, previous: Array) -> Array:
+    """Returns the sample at `previous`, one step of DDIM with the teacher's output."""
+    x0, noise = schedule.predict_x0(x_t, output, timesteps), schedule.predict_noise(x_t, output, timesteps)
+    return schedule.add_noise(x0, noise, previous)
+
+
 def consistency_loss(
     unet_structure: Structure,
     vae_structure: Structure,
@@ -90,12 +106,10 @@ def consistency_loss(
 ) -> Loss:
     """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: the deterministic part.
 
-    In addition to what every objective reads from `frozen`, it reads `frozen["unet"]`, the teacher, and
-    `frozen["target"]`, the moving average of `params`.
+    `frozen` must also hold "unet", the parameters of the teacher, and "target", the moving average of `params`.
 
     Args:
-        unet_structure, vae_structure: of the networks; see `models.functional`.
-        schedule: of the noise.
+        unet_structure, vae_structure, schedule: of the networks, and of the noise.
         target: a row of `TARGETS`.
         grid: the number of timesteps that are learned: `original_inference_steps` of the LCM sampler.
         timestep_scaling: that of the LCM sampler.
@@ -112,23 +126,10 @@ def consistency_loss(
     if not huber > 0:
         raise ValueError(f"objective: huber is {huber}, wanted more than 0: at 0 the loss has no gradient")
     scalings = boundary_scalings(np.arange(schedule.num_train_timesteps), timestep_scaling)
-
-    def consistent(x: Array, output: Array, timesteps: Array) -> Float32[Array, "b i j z"]:
-        """Returns the consistency function f(x, t): the end of the path through `x`."""
-        c_skip, c_out = jnp.asarray(scalings, jnp.float32)[:, timesteps, None, None, None]
-        return c_skip * x + c_out * schedule.predict_x0(x, output, timesteps)
-
-    def step_back(x_t: Array, output: Array, timesteps: Array, previous: Array) -> Array:
-        """Returns the sample at `previous`, one step of DDIM with the teacher's output."""
-        x0, noise = schedule.predict_x0(x_t, output, timesteps), schedule.predict_noise(x_t, output, timesteps)
-        return schedule.add_noise(x0, noise, previous)
+    consistent = functools.partial(_consistent, schedule, scalings)
 
     def loss(
-        params: Params,
-        frozen: Frozen,
-        batch: Batch,
-        timesteps: Int32[Array, " b"],
-        noise: Float[Array, "b i j z"],
+        params: Params, frozen: Frozen, batch: Batch, timesteps: Int32[Array, " b"], noise: Float[Array, "b i j z"]
     ) -> tuple[Float32[Array, ""], Metrics]:
         student, teacher, ema_target = (
             functional.merge(unet_structure, cast(tree, compute_dtype))
@@ -143,12 +144,10 @@ def consistency_loss(
 
         x_t = schedule.add_noise(x0, noise, timesteps)
         found = consistent(x_t, student(beside_image(x_t), timesteps, context, checkpoint), timesteps)
-
         # From the first timestep, DDIM steps to 0. There c_out is 0, so the target network does not matter.
         previous = jnp.maximum(timesteps - stride, 0)
-        x_previous = step_back(x_t, teacher(beside_image(x_t), timesteps, context), timesteps, previous)
+        x_previous = _step_back(schedule, x_t, teacher(beside_image(x_t), timesteps, context), timesteps, previous)
         wanted = consistent(x_previous, ema_target(beside_image(x_previous), previous, context), previous)
-
         value = masked_pseudo_huber(found, jax.lax.stop_gradient(wanted), mask, huber)
         return value, {"valid_latents": jnp.mean(mask, dtype=jnp.float32)}
 

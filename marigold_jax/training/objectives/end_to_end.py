@@ -2,6 +2,12 @@
 
 The UNet reads the latent of the image, and noise or zeros. The clean latent that follows from its output is decoded by
 the frozen VAE, and the loss compares the pixels with the ground truth. Gradients flow through the decoder.
+
+With such a loss alone, the network learns to ignore the noise, and all members of an ensemble are equal. With the
+option `spread`, every image is predicted twice, with different noise, and the loss falls with the distance between the
+two predictions. At `spread` 1 the loss of an ensemble of two is the fair CRPS (arXiv 2412.15832, section 2), which is
+least if members vary as much as the ground truth might. At smaller values members vary less, and a single one is not
+much worse than their median.
 """
 
 from collections.abc import Callable
@@ -99,12 +105,6 @@ def end_to_end_objective(
 ) -> Objective:
     """Returns the objective: the scale-and-shift-invariant L1 of depth, or the mean angle of normals, in radians.
 
-    With such a loss alone, the network learns to ignore the noise, and all members of an ensemble are equal. With
-    `spread`, every image is predicted twice, with different noise, and the loss falls with the distance between the two
-    predictions. At `spread` 1 the loss of an ensemble of two is the fair CRPS (arXiv 2412.15832, section 2), which is
-    least if members vary as much as the ground truth might. At smaller values members vary less, and a single one is
-    not much worse than their median.
-
     Args:
         unet_structure, vae_structure: of the networks; see `models.functional`.
         schedule: of the noise; only its last timestep is used.
@@ -122,8 +122,7 @@ def end_to_end_objective(
         ValueError: the target, noise, units or remat is unknown, or `spread` is not 0 and there is no noise.
     """
     modality, draw = row(TARGETS, "target", target), row(DRAWS, "noise", noise)
-    weight_of = row(UNITS, "units", units)
-    row(REMAT, "remat", remat)
+    weight_of, _ = row(UNITS, "units", units), row(REMAT, "remat", remat)
     if spread and noise == "zeros":
         raise ValueError(
             f"objective: spread is {spread} and noise is 'zeros': wanted noise, so that members can differ"
