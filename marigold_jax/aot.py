@@ -53,7 +53,7 @@ MIB, GIB = 2**20, 2**30
 
 
 class Program(NamedTuple):
-    """One compiled program: bytes a chip by what they are for, the work of one call, and what chips send."""
+    """One compiled program: bytes per chip by purpose, the work of one call, and its collectives."""
 
     name: str
     seconds: float  # to compile
@@ -72,9 +72,16 @@ def compile_for(
     useful: float = 0.0,
     resident: int = 0,
 ) -> Program:
-    """Compiles a jitted function. `operations`, `useful`: of all chips; `resident`: bytes that lie on a chip anyway.
+    """Compiles a jitted function. Prints the size of its arguments first, because compiling may take half an hour.
 
-    What is known before is told before: a large program compiles for half an hour.
+    Args:
+        name: of the program, for the report.
+        function: jitted.
+        arguments: shapes with shardings.
+        chips: number of devices.
+        operations: of one call, on all chips together.
+        useful: likewise, without those that rematerialisation repeats.
+        resident: bytes of all arrays that are on a chip during the call, arguments included.
     """
     work = f"{operations / chips / 1e12:.4g} TFLOP a chip, {useful / chips / 1e12:.4g} of them useful"
     print(f"{name}: {in_words(per_chip(arguments))} of arguments, {work}; compiling", flush=True)
@@ -84,7 +91,7 @@ def compile_for(
     memory, costs = program.memory_analysis(), program.cost_analysis() or {}
     sizes = {
         "arguments": memory.argument_size_in_bytes,
-        # What is donated lies where the argument lay.
+        # Donated outputs use the memory of the arguments.
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "beside": max(0, resident - memory.argument_size_in_bytes),
@@ -96,11 +103,11 @@ def compile_for(
     return Program(name, seconds, sizes, work, sent)
 
 
-# ------------------------------------------------------------------------------------------------- what there is to run
+# ----------------------------------------------------------------------------------------------------------- programs
 
 
 def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
-    """The gradient of a micro-batch and the update, as `train` compiles them on these devices."""
+    """Yields the gradient of a micro-batch and the update, as `train` compiles them on these devices."""
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp, devices), (("", "fsdp"),))
     chips, data = len(devices), config.data
     if data.batch_size % chips:
@@ -129,15 +136,15 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     begun = None if data.accumulation == 1 else total
 
     gradient = (begun, state["params"], frozen, batch, number, number)
-    # What a program does not read lies there all the same: the optimiser's moments, or the decoder.
-    lie = state, frozen, batch
+    # These arrays are in memory even if a program does not read them, such as the optimiser's moments or the decoder.
+    resident = state, frozen, batch
     work = {"operations": operations, "useful": useful}
-    yield compile_for("gradient", programs.add, gradient, chips, **work, resident=per_chip((*lie, begun)))
-    yield compile_for("update", programs.apply, (state, total), chips, resident=per_chip((*lie, total)))
+    yield compile_for("gradient", programs.add, gradient, chips, **work, resident=per_chip((*resident, begun)))
+    yield compile_for("update", programs.apply, (state, total), chips, resident=per_chip((*resident, total)))
 
 
 def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the loader would give: images, or the latents that stand in their place."""
+    """Returns the shapes of a batch from the loader: images, or latents if they were computed in advance."""
     count, (height, width) = config.data.batch_size, tuple(config.data.size) or HYPERSIM
     if config.run.get("latents", ""):
         latent = height // vae.downsampling, width // vae.downsampling
@@ -153,7 +160,7 @@ def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:
-    """What `predict` compiles on one chip: as many pictures side by side as it takes there, 4:3, at its resolution."""
+    """Returns what `predict` compiles on one chip: its default batch of 4:3 images at its default resolution."""
     layout = sharding.Layout(sharding.make_mesh(1, devices[:1]))
     base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
     pipe = Marigold(base)
@@ -176,16 +183,16 @@ def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Progra
 
 
 def per_chip(tree: Any) -> int:
-    """Bytes of one chip's share of a tree of shapes; what is fixed when compiling has none."""
+    """Returns the bytes per chip of a tree of shapes. Other leaves are compile-time constants and do not count."""
     arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
-# ----------------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------------------------- report
 
 
 def report(program: Program, chip: Chip | None) -> str:
-    """What one program needs, in four or five lines."""
+    """Returns the needs of one program, as a few lines of text."""
     total = sum(program.bytes.values())
     sizes = ", ".join(f"{name} {in_words(size)}" for name, size in program.bytes.items() if size)
     of = (
@@ -206,7 +213,7 @@ def report(program: Program, chip: Chip | None) -> str:
 
 
 def timing(what: str, work: roofline.Work, chip: Chip, samples: int) -> str:
-    """The roofline of a step, or of a prediction, and what it means for the samples of all chips together."""
+    """Returns the roofline estimate of a training step or a prediction, and the samples per second of all chips."""
     found = roofline.estimate(work, chip)
     return (
         f"{what}: compute {in_seconds(found.compute)}, memory {in_seconds(found.memory)}, links "
@@ -234,16 +241,16 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
     if chip:
         print(
             f"  each {in_words(chip.memory)} of memory at {chip.bandwidth / 1e9:.0f} GB/s, "
-            f"{chip.peak_flops / 1e12:.0f} TFLOP/s in bfloat16, links {chip.links / 1e9:.0f} GB/s out and as much in"
+            f"{chip.peak_flops / 1e12:.0f} TFLOP/s in bfloat16, links {chip.links / 1e9:.0f} GB/s in each direction"
         )
         print(f"  {roofline.STATEMENT}")
     else:
-        print("  no roofline: what these devices can do is not known")
+        print("  no roofline: the specification of these devices is unknown")
     if name != SCRATCH and local(name) is None:
-        print(f"  {name} is not on this machine: taken to be Stable Diffusion 2 in size")
+        print(f"  {name} is not on this machine: assumed to have the size of Stable Diffusion 2")
     if "train" in WHAT[what]:
         height, width = tuple(data.size) or HYPERSIM
-        print(f"train: {data.accumulation} x {data.batch_size} pictures of {height}x{width} a step", flush=True)
+        print(f"train: {data.accumulation} x {data.batch_size} images of {height}x{width} per step", flush=True)
         work = roofline.Work(0.0, 0.0, 0.0, 0.0)
         for program, count in zip(train(config, devices), (data.accumulation, 1), strict=True):
             print(report(program, chip), flush=True)

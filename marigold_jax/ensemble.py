@@ -163,20 +163,22 @@ def align_bfgs(
         far = jnp.argmax(jnp.where(inside, merged, -jnp.inf))
         return reduce(scale * centred[:, near] + level), reduce(scale * centred[:, far] + level)
 
-    def unpacked(parameters):
-        logarithm, level = jnp.split(parameters, 2)
-        # 1 at 0, with slope 1; nowhere below the floor.
-        scale = SMALLEST_SCALE + (1 - SMALLEST_SCALE) * jnp.exp(logarithm / (1 - SMALLEST_SCALE))
-        return scale, level * float(shift_invariant)
-
     def objective(parameters):
-        scale, level = unpacked(parameters)
+        scale, level = _unpacked(parameters, shift_invariant)
         near, far = extrema(scale, level)
         return jnp.sum(distances(scale, level)) + regularizer_strength * (jnp.abs(near) + jnp.abs(1.0 - far))
 
     start = jnp.concatenate([jnp.zeros(members, jnp.float32), mean])
-    scale, level = unpacked(_minimise_bfgs(objective, start, max_iter, tol))
+    scale, level = _unpacked(_minimise_bfgs(objective, start, max_iter, tol), shift_invariant)
     return scale, level - scale * mean, jnp.ones_like(scale)
+
+
+def _unpacked(parameters, shift_invariant):
+    """Returns the scales and the levels (means of the scaled maps) of the parameters of BFGS."""
+    logarithm, level = jnp.split(parameters, 2)
+    # The scale is 1 at 0, with slope 1, and never below the smallest.
+    scale = SMALLEST_SCALE + (1 - SMALLEST_SCALE) * jnp.exp(logarithm / (1 - SMALLEST_SCALE))
+    return scale, level * float(shift_invariant)
 
 
 def _minimise_bfgs(objective, start, max_iter, tol):

@@ -1,7 +1,7 @@
 """Functions whose gradient is infinite somewhere, with a finite gradient there.
 
-A network can output any number, also an exact 0. An infinite gradient in one pixel turns all gradients into NaN, even
-if the pixel is masked, because 0 times infinity is NaN. An input of NaN still gives NaN: training skips such a step.
+A network can output any number, including an exact 0. An infinite gradient in one pixel makes all gradients NaN, even
+if the pixel is masked, because 0 times infinity is NaN. A NaN in the input still gives NaN: training skips such a step.
 """
 
 import jax

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from marigold_jax.diffusion.gradients import arc_cosine
 
-SMALLEST_VARIANCE = 1e-12  # of a prediction that is not constant; its range is about 2
+SMALLEST_VARIANCE = 1e-12  # below it, a prediction (whose range is about 2) counts as constant
 
 
 def latent_mask(mask: Bool[Array, "b h w 1"], cell: int = 8) -> Bool[Array, "b i j 1"]:
@@ -42,7 +42,7 @@ def masked_pseudo_huber(
     """
     valid = jnp.broadcast_to(mask, prediction.shape)
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)
-    # The same number without cancellation.
+    # Equal to √(error² + c²) − c, but without cancellation.
     total = jnp.sum(error**2 / (jnp.sqrt(error**2 + c**2) + c))
     return total / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
 
@@ -86,10 +86,10 @@ def weighted_l1(
     """Returns the mean of `weight` · |prediction − target| over all valid elements; 0 if there are none.
 
     Args:
-        prediction: aligned to the target, if its scale and shift are free.
-        target: in the same unit.
+        prediction: in the unit of the target; aligned to it if its scale and shift are free.
+        target: the ground truth.
         mask: True at valid pixels.
-        weight: of an error, for each image or pixel.
+        weight: factor of the error, for each image or pixel.
     """
     valid = jnp.broadcast_to(mask, prediction.shape)
     error = jnp.where(valid, prediction.astype(jnp.float32) - target.astype(jnp.float32), 0.0)

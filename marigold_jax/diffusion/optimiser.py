@@ -13,8 +13,8 @@ def iter_exponential(
 ) -> optax.Schedule:
     """Returns a schedule: linear warm-up from 0, exponential decay to `final_ratio` of the peak, then constant.
 
-    It is a function of the number of completed steps, so that the very first update has a learning rate of 0 and does
-    nothing but prime Adam's moments.
+    It is a function of the number of completed steps. So the first update has a learning rate of 0, and changes only
+    Adam's moments.
 
     Raises:
         ValueError: unless 0 <= warmup_steps < total_steps and final_ratio > 0.
@@ -42,7 +42,7 @@ class LearningRateState(NamedTuple):
 
 
 def follow(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the step down the gradient whose length is scheduled, and remembered for the log."""
+    """Returns the last link of an optimiser: it multiplies updates by minus the scheduled rate, and stores the rate."""
 
     def init(params: Any) -> LearningRateState:
         return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
@@ -55,11 +55,11 @@ def follow(schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def _factored(decay: optax.GradientTransformation, adam: optax.GradientTransformation) -> tuple:
-    """Row and column means of the second moment, no first one; no array steps further than its learning rate (RMS)."""
+    """Adafactor without momentum. The RMS of the update of each array is at most the learning rate."""
     return optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay
 
 
-# What a gradient goes through. Weight decay enters before the moments (L2), or beside the step (decoupled, 1711.05101).
+# The order of transformations. Weight decay comes before the moments (L2) or after them (decoupled, arXiv 1711.05101).
 _ORDERS = {
     "adam": lambda decay, adam: (decay, adam),
     "adamw": lambda decay, adam: (adam, decay),
@@ -75,14 +75,14 @@ def make_optimiser(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Returns the optimiser of that name, behind an optional clip by global norm.
+    """Returns the optimiser `name`, after optional clipping by the global norm.
 
-    "adam" and "adamw" are PyTorch's. "adafactor" is optax's, without momentum (arXiv 1804.04235): its state is a few
-    megabytes where Adam's is twice the parameters, and `betas` and `epsilon` mean nothing to it.
-    `optax.tree.get(state, "learning_rate")` is that of the last update.
+    "adam" and "adamw" equal PyTorch's. "adafactor" is optax's, without momentum (arXiv 1804.04235): its state has a few
+    megabytes, while Adam's has twice the size of the parameters; it does not use `betas` and `epsilon`.
+    `optax.tree.get(state, "learning_rate")` is the learning rate of the last update.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
     """
     if name not in _ORDERS:
         raise ValueError(f"make_optimiser: name is {name!r}, wanted one of {', '.join(_ORDERS)}")

@@ -1,1 +1,1 @@
-"""What devices can do, and what a program asks of them: read from shapes and compiled text, nothing is run."""
+"""What devices offer and what a program needs, computed from shapes and compiled text. Nothing is run."""

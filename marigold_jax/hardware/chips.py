@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers state it."""
+"""Specifications of accelerators, as their manufacturers publish them."""
 
 import dataclasses
 
@@ -7,20 +7,25 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one device has: bytes of memory, operations and bytes a second.
+    """The specification of one device.
 
-    `links`: bytes a second that all its links to other chips send together (ICI, NVLink, or PCI Express where there is
-    nothing else); as many arrive at the same time.
+    Attributes:
+        memory: in bytes.
+        peak_flops: dense bfloat16 operations per second.
+        bandwidth: of the memory, in bytes per second.
+        links: bytes per second that the device can send over all its links to other chips together (ICI, NVLink, or PCI
+            Express if there is nothing else). It can receive the same amount at the same time.
     """
 
     memory: int
-    peak_flops: float  # dense, bfloat16
-    bandwidth: float  # of its memory
+    peak_flops: float
+    bandwidth: float
     links: float
 
 
-# By words in what the device calls itself: the first that occur count. Of a TPU v2 or v3, a "device" is half a chip;
-# "TPU v5" is the v5p. cloud.google.com/tpu/docs counts both directions of the interconnect, as Nvidia does.
+# Words in JAX's `device_kind` -> specification; the first row that matches is used. On TPU v2 and v3, a "device" is
+# half a chip. "TPU v5" is the v5p. Google (cloud.google.com/tpu/docs) and Nvidia state the bandwidth of links as the
+# sum of both directions; here it is that of one direction.
 CHIPS = {
     "A100 SXM4 80GB": Chip(80 * GIB, 312e12, 2039e9, 300e9),
     "A100 80GB PCIe": Chip(80 * GIB, 312e12, 1935e9, 32e9),
@@ -40,12 +45,12 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """What a device of this kind has; None where it is not known, as for a CPU."""
+    """Returns the specification of a device of this kind; None if it is not in the table, such as a CPU."""
     words = f" {device_kind.replace('-', ' ')} "  # as in "NVIDIA A100-SXM4-80GB"
     return next((chip for name, chip in CHIPS.items() if f" {name} " in words), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """What one device could do at most; None where it is not known."""
+    """Returns the peak operations per second of one device; None if it is not in the table."""
     chip = chip_of(device_kind)
     return chip and chip.peak_flops

@@ -1,21 +1,21 @@
-"""Reads from a compiled program's text (HLO) what its devices send to each other: how often, and how many bytes."""
+"""Counts the collectives in the text (HLO) of a compiled program, and the bytes that its devices send to each other."""
 
 import math
 import re
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-# How many bytes a device sends for each byte of the result, among n devices: rings, which TPUs and GPUs use.
+# Bytes that each of n devices sends per byte of the result, with the ring algorithms that TPUs and GPUs use.
 WIRE = {
     "all-gather": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,  # the result is a share of what is sent
+    "reduce-scatter": lambda n: n - 1,  # the result is one n-th of the input
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
     "collective-broadcast": lambda n: 1,
     "ragged-all-to-all": lambda n: (n - 1) / n,
 }
-BITS = {"pred": 8, "bf16": 16}  # the others end in theirs: f32, s8, u64, f8e4m3fn
+BITS = {"pred": 8, "bf16": 16}  # other types contain their number of bits: f32, s8, u64, f8e4m3fn
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -24,13 +24,13 @@ _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-# Between how many devices: as [groups, size], as lists of devices, or as axes of a mesh (or of a part of one).
+# The size of a group is written as [groups, size], as lists of devices, or as axes of a mesh (or parts of axes).
 _GROUP = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]<=|\{\{([\d,]*)\})")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind in a program: how many, the bytes of their results, and the bytes a device sends."""
+    """All collectives of one kind in a program: their number, bytes of their results, and bytes that a device sends."""
 
     kind: str
     count: int
@@ -39,15 +39,16 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str, devices: int) -> list[Collective]:
-    """Returns one row a kind, the largest first, from `compiled.as_text()`; a loop counts as often as it runs.
+    """Returns one row per kind, the largest first. The body of a loop is counted once per iteration.
 
-    `devices`: of the whole program, for collectives that do not say between which they are. A loop whose length the
-    text does not tell counts once.
+    Args:
+        hlo: the result of `compiled.as_text()`. A loop without a known trip count is counted once.
+        devices: of the whole program; used for collectives whose replica groups are not given.
     """
     bodies, entry = _computations(hlo)
-    found: dict[Any, tuple[str, int, int, int]] = {}  # which collective -> kind, bytes, devices, how often
+    found: dict[Any, tuple[str, int, int, int]] = {}  # key of a collective -> kind, bytes, devices, repetitions
     for computation, times in _times(bodies, entry).items():
-        begun = {}  # by name: what begins on one line and is done on another; the first knows devices and channel
+        begun = {}  # name -> devices and key of an asynchronous collective; only its "-start" line has them
         for name, shape, opcode, rest in bodies[computation]:
             kind = opcode.removesuffix("-start").removesuffix("-done")
             if kind not in WIRE:
@@ -59,7 +60,7 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
                 continue
             if opcode.endswith("-done"):
                 group, key = begun[re.search(r"%?([\w.\-]+)\)", rest)[1]]
-            # TPUs spread one collective over several fusions, each of which has it, with the same channel.
+            # TPUs spread one collective over several fusions. Each fusion lists it with the same channel.
             most = max(times, found[key][3]) if key in found else times
             found[key] = kind, _bytes(shape), group, most
     rows = []
@@ -82,7 +83,7 @@ def _group(rest: str, devices: int) -> int:
     return devices
 
 
-Instruction = tuple[str, str, str, str]  # its name, the type of its result, what it does, all that follows
+Instruction = tuple[str, str, str, str]  # name, type of the result, opcode, rest of the line
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -99,7 +100,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """The type, which may be a nested tuple with layouts, the opcode and the rest of an instruction."""
+    """Splits an instruction into type (perhaps a nested tuple with layouts), opcode and rest."""
     depth = 0
     for index, letter in enumerate(text):
         depth += (letter in "({[") - (letter in ")}]")
@@ -110,13 +111,13 @@ def _split(text: str) -> tuple[str, str, str]:
 
 
 def _times(bodies: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
-    """How often each computation that can be reached runs."""
+    """Returns how many times each reachable computation runs."""
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, repetitions: int) -> None:
         times[name] += repetitions
         for _, _, opcode, rest in bodies.get(name, []):
-            if opcode in ("async-done", "async-update"):  # these name what their start has begun
+            if opcode in ("async-done", "async-update"):  # async-start has already counted it
                 continue
             trips = _TRIPS.search(rest)
             loop = int(trips[1]) if opcode == "while" and trips else 1

@@ -1,7 +1,7 @@
-"""Counts the arithmetic of a function from what it traces to: products of matrices, and convolutions.
+"""Counts the operations of matrix products and convolutions in a function, from its jaxpr.
 
-XLA counts the body of a loop once and a Pallas kernel not at all; here a loop counts as often as it runs. Everything
-else a network does (norms, activations, softmax) is a small part, and none of it runs on the matrix units.
+XLA counts the body of a loop once and ignores Pallas kernels. Here, the body of a loop is counted once per iteration.
+The other operations of a network (norms, activations, softmax) are few in comparison and do not use the matrix units.
 """
 
 import math
@@ -12,10 +12,10 @@ import jax
 
 
 def flops(function: Callable, *arguments: Any) -> float:
-    """Returns the operations of one call, a multiplication and an addition being two, over all devices.
+    """Returns the operations of one call on all devices together. A multiplication and an addition are two operations.
 
-    Arguments may be arrays or `jax.ShapeDtypeStruct`. A loop without a known length counts once; of a conditional, the
-    longest branch counts.
+    Arguments may be arrays or `jax.ShapeDtypeStruct`. A loop of unknown length is counted once. For a conditional, the
+    branch with the most operations is counted.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -34,7 +34,7 @@ def _of_equation(equation: Any) -> float:
 
 
 def _inner(options: dict[str, Any]) -> list[Any]:
-    """The programs inside: of a call, a loop, a kernel, whatever it is named."""
+    """Returns the jaxprs inside a call, a loop or a kernel, under whatever parameter name they are stored."""
     return [value for value in options.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
 
 
@@ -43,7 +43,7 @@ def _repetitions(name: str, options: dict[str, Any]) -> int:
         return options["length"]
     if name == "pallas_call":
         return math.prod(options["grid_mapping"].grid)
-    if name == "shard_map":  # its inside is the part of one device; ours are split over all of them
+    if name == "shard_map":  # its jaxpr is the work of one device; ours are split over all devices
         return options["mesh"].size
     return 1
 
@@ -55,11 +55,11 @@ def _dot(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-    # Each output sums over the kernel, but for its output channels.
+    # Each output element is a sum over all axes of the kernel except the output channels.
     layout = equation.params["dimension_numbers"]
     kernel = equation.invars[1].aval.shape
     products = math.prod(kernel) / kernel[layout.rhs_spec[0]] / equation.params["batch_group_count"]
-    dilation = math.prod(equation.params["lhs_dilation"])  # zeros between the inputs are no work
+    dilation = math.prod(equation.params["lhs_dilation"])  # zeros inserted between inputs cost nothing
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * products / dilation
 
 

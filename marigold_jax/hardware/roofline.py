@@ -1,18 +1,25 @@
-"""How long a program takes at least: the arithmetic, the memory and the links of a chip each set a bound."""
+"""Lower and upper estimates of run time, from the arithmetic, memory traffic and communication of a program."""
 
 from typing import NamedTuple
 
 from marigold_jax.hardware.chips import Chip
 
 STATEMENT = (
-    "roofline: operations / peak, bytes / memory bandwidth (a loop's body counted once), bytes sent / that of its\n"
-    "  links. The longest of them is the least time there can be, at full speed and all overlapped; their sum, the\n"
-    "  time with no overlap. MFU: operations of the model, nothing computed twice, over peak x time"
+    "roofline: operations / peak, bytes / memory bandwidth (a loop's body counted once), bytes sent / link\n"
+    "  bandwidth. The longest of the three is the shortest possible time: full speed, everything overlapped. Their\n"
+    "  sum is the time without overlap. MFU: operations of the model, without recomputation, over peak x time"
 )
 
 
 class Work(NamedTuple):
-    """What one chip does: operations (`useful`: without what is computed again), bytes of memory, bytes sent."""
+    """The work of one chip.
+
+    Attributes:
+        flops: operations.
+        useful: operations without those that rematerialisation repeats.
+        memory: bytes read from and written to memory.
+        sent: bytes sent to other chips.
+    """
 
     flops: float
     useful: float
@@ -27,7 +34,7 @@ class Work(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Seconds that each resource needs, and what follows: see `STATEMENT`."""
+    """Seconds that each resource needs, and the estimates that follow from them; see `STATEMENT`."""
 
     compute: float
     memory: float
@@ -40,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(work: Work, chip: Chip) -> Estimate:
-    """Returns what the work takes of one chip, at least and at most."""
+    """Returns the shortest and the longest time that one chip needs for the work."""
     seconds = {
         "compute": work.flops / chip.peak_flops,
         "memory": work.memory / chip.bandwidth,

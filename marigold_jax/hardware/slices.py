@@ -1,4 +1,4 @@
-"""Devices to compile for: those of Cloud TPU slices, by name, with none at hand; simulated ones; or this machine's."""
+"""Devices to compile for: a Cloud TPU slice (without a TPU), simulated devices, or the devices of this machine."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from marigold_jax.hardware.chips import Chip, chip_of
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 HERE = "here"
 
-# The names under which slices are rented. v4 and v5p count cores, two to a chip.
+# Google Cloud's names for slices. v4 and v5p count cores, and each chip has two.
 SLICES = {
     "v4-8": ("v4", "2x2x1"),
     "v4-16": ("v4", "2x2x2"),
@@ -31,10 +31,10 @@ SLICES = {
     "v6e-16": ("v6e", "4x4"),
 }
 
-# A chip of two cores is one device, as on the machines that are rented.
+# The two cores of a chip are one device, as on Google Cloud.
 CORES_TOGETHER = {"v4": {"chip_config_name": "megacore"}}
 
-# What libtpu would else ask a machine that is not one of Google's, or complain of.
+# Without these, libtpu queries the metadata server of Google Cloud, or prints warnings.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
@@ -62,18 +62,18 @@ def parse(target: str) -> tuple[str, str]:
     if name != target and generation in GENERATIONS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
         return generation, topology
     raise ValueError(
-        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology, as tpu:v5e:2x4; cpu:8, so "
-        "many simulated devices; or here, this machine's own"
+        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology such as tpu:v5e:2x4; cpu:8 "
+        "for eight simulated devices; or here for the devices of this machine"
     )
 
 
 def devices(target: str) -> list[jax.Device]:
-    """Returns the devices of a target, to compile for; only those of "cpu:N" and "here" can also run.
+    """Returns the devices of a target. Programs can be compiled for all of them, and run on "cpu:N" and "here".
 
-    To be called before anything else has JAX look for devices. Takes nothing from real TPUs.
+    Call this before JAX initialises its devices. It does not occupy real TPUs.
 
     Raises:
-        ValueError: the target is not understood, or there is no such topology.
+        ValueError: the target has the wrong form, or there is no such topology.
         ModuleNotFoundError: libtpu, the compiler for TPUs, is not installed.
     """
     kind, shape = parse(target)
@@ -103,12 +103,12 @@ def devices(target: str) -> list[jax.Device]:
         )
     except Exception as error:  # XLA raises many types here: RuntimeError, ValueError, NotImplementedError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--target {target}: libtpu knows no such topology ({reason})") from error
+        raise ValueError(f"--target {target}: libtpu does not support this topology ({reason})") from error
     return description.devices
 
 
 def chip(target: str, device: Any) -> Chip | None:
-    """What one device of the target has, None where that is not known; of those here, the memory that JAX was given."""
+    """Returns the specification of a device, or None if unknown. For "here", the memory is what JAX may allocate."""
     known = chip_of(device.device_kind)
     if known and target == HERE:
         limit = (device.memory_stats() or {}).get("bytes_limit", known.memory)

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention, computed in whichever way suits the platform and the size of the logits.
+"""Scaled dot-product attention. The implementation depends on the platform and on the size of the logits.
 
-| name      | where it is chosen                                   | memory of the logits            |
+| name      | when it is chosen                                    | logits in memory                |
 |-----------|------------------------------------------------------|---------------------------------|
 | xla       | short sequences, everywhere                          | all of them                     |
 | blockwise | long sequences, and the VAE's single 512-wide head   | one block of queries            |
@@ -8,10 +8,10 @@
 | flash     | TPU, long sequences, heads up to 128 wide            | none                            |
 
 The choice is automatic and logged once for each kind of call. `MARIGOLD_JAX_ATTENTION=blockwise` (any name above)
-overrides it wherever that implementation can run; where it cannot, the automatic choice stands.
+overrides it wherever that implementation can run; elsewhere the automatic choice is kept.
 
-The platform is that of the mesh in whose context the call is traced (`jax.sharding.use_abstract_mesh`), whose devices
-need not be at hand; without one, JAX's default.
+The platform is that of the mesh in whose context the call is traced (`jax.sharding.use_abstract_mesh`). The devices of
+that mesh need not exist on this machine. Without a mesh, the platform is JAX's default.
 """
 
 import functools
@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 
 logger = logging.getLogger(__name__)
 
-# Logits of at most this many query-key pairs a head are materialised at once. Measured on CPU, where blocks win from
-# 1024 x 1024 up, because a block's logits stay in the cache.
+# With at most this many query-key pairs per head, all logits are materialised at once. Measured on CPU, where blocks
+# are faster from 1024 x 1024 up, because the logits of a block stay in the cache.
 LARGEST_WHOLE = 512 * 1024
 QUERY_BLOCK = 128
 FLASH_BLOCK = 512
@@ -38,20 +38,23 @@ Attention = Callable[[Array, Array, Array], Array]
 def attention(
     query: Float[Array, "b n heads d"], key: Float[Array, "b m heads d"], value: Float[Array, "b m heads d"]
 ) -> Float[Array, "b n heads d"]:
-    """softmax(query · key / √d) · value for each head; logits and softmax in float32, result in the query's dtype."""
+    """Returns softmax(query · key / √d) · value for each head.
+
+    Logits and softmax are float32. The result has the dtype of the query.
+    """
     _, queries, _, width = query.shape
     name = choose(platform(), query.dtype, queries, key.shape[1], width)
     return IMPLEMENTATIONS[name](query, key, value)
 
 
 def platform() -> str:
-    """The kind of devices that the call is being traced for: "cpu", "gpu" or "tpu"."""
+    """Returns the platform for which the call is being traced: "cpu", "gpu" or "tpu"."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
 def choose(platform: str, dtype: jax.typing.DTypeLike, queries: int, keys: int, width: int) -> str:
-    """The name of the implementation for one call: a pure function of its arguments and of MARIGOLD_JAX_ATTENTION."""
+    """Returns the implementation's name for one call, a function of the arguments and of MARIGOLD_JAX_ATTENTION."""
     return _choose(platform, jnp.dtype(dtype), queries, keys, width, os.environ.get("MARIGOLD_JAX_ATTENTION"))
 
 
@@ -83,22 +86,22 @@ def _xla(query: Array, key: Array, value: Array) -> Array:
 
 
 def _blockwise(query: Array, key: Array, value: Array) -> Array:
-    """One block of queries at a time, against all keys.
+    """Computes attention for one block of queries at a time, with all keys.
 
-    On CPU heads run one after the other as well, so that a head's keys and values stay in the cache; on an
-    accelerator they run side by side.
+    On CPU, heads are also computed one after the other, so that the keys and values of a head stay in the cache. On
+    accelerators, heads are computed in parallel.
     """
     b, n, heads, width = query.shape
     block = min(QUERY_BLOCK, n)
     blocks = -(-n // block)
     scale = jnp.asarray(width**-0.5, query.dtype)
 
-    # Rematerialised, so that the gradient keeps no block's logits either.
+    # Rematerialised, so that the backward pass stores no logits either.
     @jax.checkpoint
     def one_block(query: Array, key: Array, value: Array) -> Array:
         logits = jnp.einsum("nd,md->nm", query, key, preferred_element_type=jnp.float32)
         weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        # Dividing after the product touches width numbers a query instead of one for each key.
+        # Dividing after the product takes `width` divisions per query instead of one per key.
         out = jnp.einsum("nm,md->nd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
         return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
@@ -122,7 +125,7 @@ def _cudnn(query: Array, key: Array, value: Array) -> Array:
 
 @functools.cache
 def _cudnn_compiles(dtype: np.dtype, width: int) -> bool:
-    """Whether cuDNN's attention can be compiled here. A driver or library that does not fit must not stop anybody."""
+    """Whether cuDNN's attention can be compiled here. An unsuitable driver or library must not stop the program."""
     shape = jax.ShapeDtypeStruct((1, 128, 1, width), dtype)
     try:
         jax.jit(_cudnn).lower(shape, shape, shape).compile()
@@ -134,14 +137,15 @@ def _cudnn_compiles(dtype: np.dtype, width: int) -> bool:
 
 
 def on_each_device(function: Attention) -> Attention:
-    """Each device of the mesh in context takes its share of the batch, split over all axes: the compiler splits
-    neither a Pallas kernel nor what it does not know, and refuses to compile it for several devices.
+    """Applies the function on each device of the current mesh to a share of the batch, split over all mesh axes.
+
+    The compiler cannot split a Pallas kernel, and refuses to compile it for several devices.
     """
 
     @functools.wraps(function)
     def call(query: Array, key: Array, value: Array) -> Array:
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:  # one device, or split already
+        if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:  # one device, or already split
             return function(query, key, value)
         split = jax.sharding.PartitionSpec(mesh.axis_names)
         return jax.shard_map(function, in_specs=(split,) * 3, out_specs=split, check_vma=False)(query, key, value)
@@ -151,7 +155,7 @@ def on_each_device(function: Attention) -> Attention:
 
 @on_each_device
 def _flash(query: Array, key: Array, value: Array) -> Array:
-    """Pallas' TPU kernel. Lengths are padded to its blocks; padding is a segment of its own that nobody attends to."""
+    """Pallas' TPU kernel. Lengths are padded to its blocks. Padding is a separate segment that no query attends to."""
     from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
     n, m = query.shape[1], key.shape[1]

@@ -1,6 +1,6 @@
-"""AutoencoderTiny (TAESD), in NHWC: stands in for Stable Diffusion's VAE with the same latents, many times faster.
+"""AutoencoderTiny (TAESD), in NHWC: a many times faster replacement for Stable Diffusion's VAE, with the same latents.
 
-Attribute names and numbers are diffusers': a layer's name is its place in a sequence, activations and resizes counted.
+Attribute names and indices are those of diffusers. The index of a layer counts activations and resizes too.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from marigold_jax.models.layers import Keys, Remat, conv3x3, keep, resize_neares
 from marigold_jax.runtime.typed import Between
 
 FIXED = {
-    "block_out_channels": ANY,  # the decoder's once more
+    "block_out_channels": ANY,  # a copy of the decoder's
     "force_upcast": ANY,
-    "latent_magnitude": ANY,  # of latents that are stored as bytes
+    "latent_magnitude": ANY,  # used only to store latents as bytes
     "latent_shift": ANY,
     "act_fn": "relu",
     "upsample_fn": "nearest",
@@ -32,7 +32,7 @@ LARGEST_LATENT = 3.0  # latents are softly clamped to ± this before they are de
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderTinyConfig:
-    """The keys of `vae/config.json` that shape the network; defaults are diffusers' for absent keys."""
+    """The keys of `vae/config.json` that define the network, with diffusers' defaults."""
 
     in_channels: Colours = 3
     out_channels: Colours = 3
@@ -55,7 +55,7 @@ class AutoencoderTinyConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels to a latent, along one side."""
+        """Pixels per latent along one side."""
         return 2 ** (len(self.num_encoder_blocks) - 1)
 
 
@@ -65,14 +65,14 @@ class Relu(nnx.Module):
 
 
 class Double(nnx.Module):
-    """Every pixel becomes two by two."""
+    """Repeats every pixel twice along both sides."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
         return resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
 
 
 class Block(nnx.Module):
-    """Three convolutions added to their input."""
+    """Three convolutions, added to their input."""
 
     def __init__(self, channels: int, rngs: Keys):
         convolutions = [conv3x3(channels, channels, rngs) for _ in range(3)]
@@ -127,10 +127,10 @@ class AutoencoderTiny(nnx.Module):
         self.decoder = Decoder(config, rngs)
 
     def encode(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b i j z"]:
-        """Pixels in [-1, 1] to latents as the UNet knows them."""
+        """Returns scaled latents of pixels in [-1, 1], as the UNet reads them."""
         z = self.encoder(pixels)
         return z * jnp.asarray(self.config.scaling_factor, z.dtype)
 
     def decode(self, latents: Float[Array, "b i j z"], remat: Remat = keep) -> Float[Array, "b h w c"]:
-        """Latents to pixels; nominally in [-1, 1], not clipped. `remat` wraps every call of a layer."""
+        """Returns pixels of scaled latents: nominally in [-1, 1], not clipped. `remat` wraps every layer."""
         return self.decoder(latents / jnp.asarray(self.config.scaling_factor, latents.dtype), remat)

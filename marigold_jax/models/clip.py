@@ -1,4 +1,4 @@
-"""CLIP's text encoder. It exists to turn the empty prompt into one constant, and is not needed after that."""
+"""CLIP's text encoder. It computes the constant embedding of the empty prompt, and is not needed after that."""
 
 import dataclasses
 from typing import Annotated
@@ -30,9 +30,9 @@ ACTIVATIONS = {"gelu": gelu, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The keys of `text_encoder/config.json` that shape the network; defaults are transformers' for absent keys.
+    """The keys of `text_encoder/config.json` that define the network, with transformers' defaults.
 
-    Stable Diffusion 2 takes the penultimate layer of OpenCLIP ViT-H: its file simply says 23 layers.
+    Stable Diffusion 2 uses the penultimate layer of OpenCLIP ViT-H, so its file has 23 layers instead of 24.
     """
 
     vocab_size: Annotated[int, Between(1, 2**20)] = 49408

@@ -1,9 +1,9 @@
 """Hyper-parameters as diffusers and transformers write them in `config.json`, read into frozen dataclasses.
 
-A module's dataclass names the keys that change its shape, each with its type and range. Every other key that the
-libraries may write stands in a table beside it, with the one value that the module implements. So a checkpoint either
-means what we compute, or says in one line why it does not load. A key that no library had when the tables were made is
-passed over with a warning: a newer library adds keys more often than it changes what a model computes.
+The dataclass of a module has the keys that change its shape, each with its type and range. A table beside it lists all
+other keys that the libraries may write, with the one value that the module implements. So a checkpoint is either
+computed correctly, or rejected with a one-line error. A key that is not in the tables is ignored with a warning: newer
+versions of the libraries add keys more often than they change what a model computes.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
-ANY = object()  # the key may hold anything: it does not touch the computation
+ANY = object()  # the key may have any value, because it does not affect the computation
 
-# Ranges that no model of this family leaves, and within which one can be laid out before its weights are looked at.
+# Ranges that include all models of this family, and in which shapes can be computed before the weights are read.
 Width = Annotated[int, Between(1, 2**14)]
 Count = Annotated[int, Between(1, 8)]
 Heads = Annotated[int, Between(1, 2**10)]
@@ -32,11 +32,17 @@ Widths = Annotated[tuple[Width, ...], Between(1, 8)]
 def config_from_dict(
     cls: type[Config], values: Mapping[str, Any], fixed: Mapping[str, Any], file: object = None
 ) -> Config:
-    """Build the frozen dataclass `cls` from the contents of a `config.json`.
+    """Returns the dataclass `cls` with the contents of a `config.json`.
 
-    `fixed` maps each further key that may be present to the value implemented, or to `ANY`. Keys that start with an
-    underscore are the writing library's own notes. Any other key is passed over, with one warning that names `file`.
-    Raises ValueError that lists every value of a wrong type, out of range, or not implemented, all at once.
+    Args:
+        cls: a frozen dataclass.
+        values: the contents of the file. Keys that start with an underscore are metadata of the library that wrote it.
+        fixed: further keys that may be present -> the value that is implemented, or `ANY`. Any other key is ignored
+            with a warning.
+        file: the name that the warning starts with.
+
+    Raises:
+        ValueError: one line that lists every value that is of the wrong type, out of range, or not implemented.
     """
     fields = get_type_hints(cls, include_extras=True)
     wrong, unknown = [], []
@@ -54,7 +60,7 @@ def config_from_dict(
     given = {key: converted(value, fields[key]) for key, value in values.items() if key in fields}
     try:
         config = cls(**given)
-    except ValueError as error:  # numbers that are sane one by one, and impossible together
+    except ValueError as error:  # values that are each in range, but inconsistent
         raise ValueError(f"{cls.__name__}: {error}") from None
     if unknown:
         logger.warning("%s: passing over what is not known here: %s", file or cls.__name__, listed(unknown))
@@ -62,12 +68,12 @@ def config_from_dict(
 
 
 def config_to_dict(config: Any, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse: what goes into the `config.json` of an exported folder."""
+    """Returns the contents of the `config.json` of an exported folder; the inverse of `config_from_dict`."""
     known = {key: value for key, value in fixed.items() if value is not ANY}
     return known | {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
 
 
 def require_multiples(key: str, numbers: Sequence[int], divisor: int, of: str) -> None:
-    """Raises ValueError where `divisor`, which is the value of the key `of`, does not divide every number of `key`."""
+    """Raises ValueError unless every number of `key` is a multiple of `divisor`, the value of the key `of`."""
     if any(number % divisor for number in numbers):
         raise ValueError(f"{key} = {shown(tuple(numbers))}: wanted multiples of {of} = {divisor}")

@@ -1,7 +1,7 @@
-"""EfficientNet-lite0's features of ImageNet (arXiv 1905.11946), in NHWC: a teacher, never trained here.
+"""Features of EfficientNet-lite0 (arXiv 1905.11946), pretrained on ImageNet, in NHWC: a frozen teacher.
 
-Batch normalisations are folded into the convolutions before them; `weights/teacher.py` does it. Parameters are a flat
-dict, like everywhere: `stem`, and `blocks.N.expand`, `.depthwise` and `.project`, each with a `kernel` and a `bias`.
+`weights/teacher.py` folds each batch normalisation into the convolution before it. Parameters are a flat dict, as for
+all models: `stem`, and `blocks.N.expand`, `.depthwise` and `.project`, each with a `kernel` and a `bias`.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 
 from marigold_jax.models.functional import Params
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in [0, 1]
-ROW = (1, 1, 1, -1)  # the shape of what is the same for all pixels
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet, in [0, 1]
+ROW = (1, 1, 1, -1)  # the shape of an array that has one value per channel
 STEM_WIDTH = 32
 EPSILON = 1e-3  # of the batch normalisations
 
 
 class Block(NamedTuple):
-    """One inverted bottleneck: how much wider its inside is, its kernel's side, its stride, channels in and out."""
+    """One inverted bottleneck: expansion factor, side of the kernel, stride, input channels, output channels."""
 
     expansion: int
     side: int
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 
 def _blocks() -> tuple[Block, ...]:
-    # (repeats, side, stride of the first, expansion, channels in, channels out)
+    # (repeats, side, stride of the first block, expansion, input channels, output channels)
     stages = (
         (1, 3, 1, 1, 32, 16),
         (2, 3, 2, 6, 16, 24),
@@ -47,14 +47,14 @@ def _blocks() -> tuple[Block, ...]:
 
 
 BLOCKS = _blocks()
-# Stride -> the last block that has it, and its channels.
+# Stride -> the last block of that stride, and its channels.
 FEATURES = {16: (10, BLOCKS[10].outputs), 32: (15, BLOCKS[15].outputs)}
 
 
 def features(params: Params, rgb: Float[Array, "b h w 3"]) -> dict[int, Float[Array, "b i j c"]]:
-    """What the network sees in images in [-1, 1]: {16: (b, h / 16, w / 16, 112), 32: (b, h / 32, w / 32, 320)}.
+    """Returns features of images in [-1, 1]: {16: (b, h / 16, w / 16, 112), 32: (b, h / 32, w / 32, 320)}.
 
-    The keys are strides. Where a side is not a multiple of one, that of the feature is rounded up.
+    The keys are strides. If a side of the image is not a multiple of the stride, that of the features is rounded up.
     """
     found = {}
     mean, deviation = (jnp.asarray(numbers, rgb.dtype).reshape(ROW) for numbers in (MEAN, DEVIATION))
@@ -80,7 +80,7 @@ def _convolution(params: Params, name: str, x: Array, stride: int) -> Array:
 
 
 def _depthwise(params: Params, name: str, x: Array, stride: int) -> Array:
-    """A sum of shifted images: XLA's own convolution by channels is many times slower on CPUs."""
+    """Depthwise convolution as a sum of shifted images: XLA's own is many times slower on CPUs."""
     kernel, y = params[f"{name}.kernel"], params[f"{name}.bias"].reshape(ROW)
     side, (height, width) = len(kernel), x.shape[1:3]
     pads = [_padding(length, side, stride) for length in (height, width)]
@@ -94,6 +94,6 @@ def _depthwise(params: Params, name: str, x: Array, stride: int) -> Array:
 
 
 def _padding(length: int, side: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "SAME"."""
+    """Returns the padding before and after, as TensorFlow's "SAME" computes it."""
     total = max((-(-length // stride) - 1) * stride + side - length, 0)
     return total // 2, total - total // 2

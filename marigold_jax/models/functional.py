@@ -1,4 +1,4 @@
-"""From modules to plain arrays and back. Outside models/, this is all that the project uses of NNX.
+"""Converts modules to plain arrays and back. Outside models/, the project uses no other part of NNX.
 
 Parameters are a flat dict from dotted path ("down_blocks.0.resnets.1.conv1.kernel") to array. Up to its last segment,
 the path is the name in a diffusers file. Conversion, sharding, checkpoints and optimisers all use it.
@@ -27,7 +27,7 @@ def split(module: nnx.Module) -> tuple[Structure, Params]:
 
 
 def merge(structure: Structure, params: Mapping[str, Any]) -> Any:
-    """Returns the module with these parameters. Under jit it costs nothing."""
+    """Returns the module with these parameters. Under jit this costs nothing."""
     graph, leaves = structure
     state = nnx.from_flat_state([(path, kind(params[".".join(map(str, path))])) for path, kind in leaves])
     return nnx.merge(graph, state)
@@ -39,14 +39,14 @@ def names(structure: Structure) -> list[str]:
 
 
 def abstract(make: Callable[[Keys], nnx.Module]) -> tuple[Structure, Params]:
-    """Returns structure and shapes of the module that `make` would build, without building it."""
+    """Returns the structure and the shapes of the module that `make` builds, without allocating arrays."""
     return split(nnx.eval_shape(lambda: make(Keys(jax.random.key(0)))))
 
 
 def initialise(make: Callable[[Keys], nnx.Module], seed: int = 0) -> tuple[Structure, Params]:
-    """Returns structure and random parameters: kernels are normal with variance 1 / fan-in, norms are the identity.
+    """Returns the structure and random parameters: kernels are normal with variance 1 / fan-in, norms are the identity.
 
-    NumPy draws them: compiling seven hundred draws of different shapes would take longer than training a small model.
+    NumPy draws them: to compile seven hundred draws of different shapes would take longer than to train a small model.
     """
     structure, shapes = abstract(make)
     random = np.random.default_rng(seed)

@@ -18,15 +18,15 @@ Remat = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkp
 
 
 def keep(block: Callable) -> Callable:
-    """The `Remat` that changes nothing: everything that the backward pass needs is stored."""
+    """The `Remat` that changes nothing: all activations are stored for the backward pass."""
     return block
 
 
 class Keys:
-    """A new random key for each layer, in place of `nnx.Rngs`, of which layers use only `params`.
+    """Gives each layer a new random key. It replaces `nnx.Rngs`; layers use only its method `params`.
 
-    `nnx.Rngs` counts in a traced variable, so the time to trace a model is quadratic in its layers: seven seconds for
-    the UNet instead of one.
+    `nnx.Rngs` counts in a traced variable, so the time to trace a model is quadratic in the number of layers: seven
+    seconds for the UNet instead of one.
     """
 
     def __init__(self, key: Array):
@@ -136,7 +136,7 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two normalised convolutions, with the time embedding added between them if there is one, added to the input.
+    """Two convolutions after normalisation, added to the input; the time embedding, if any, is added between them.
 
     If the number of channels changes, the input goes through a 1x1 convolution.
     """
@@ -207,5 +207,5 @@ def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[A
 
 
 def gelu(x: Array) -> Array:
-    """The exact GELU, by erf; JAX's default is the tanh approximation, 5e-4 off."""
+    """The exact GELU. JAX's default is the tanh approximation, with errors up to 5e-4."""
     return jax.nn.gelu(x, approximate=False)

@@ -1,10 +1,10 @@
-"""Convolutions in strips of rows, where a picture is large: what goes in and what comes out is whole, the rest a strip.
+"""Convolutions of large images in strips of rows. Input and output are whole images; intermediate arrays are strips.
 
-Normalised and activated, a layer's input would be another array of the picture's size. Here that exists for one strip
-at a time, with a row of halo above and below. Statistics of the normalisation are those of the whole picture, so strips
-have no seams: the result is that of the whole, but for the order in which a convolution may sum.
+The normalised and activated input of a layer would be another array of the size of the image. Here it exists for one
+strip at a time, with a halo of one row above and below. Normalisation uses the statistics of the whole image, so strips
+leave no seams: the result equals that of the whole image, except for the order in which a convolution may sum.
 
-The choice is automatic, layer by layer. `MARIGOLD_JAX_STRIPS=never` or `always` overrides it.
+The choice is automatic for each layer. `MARIGOLD_JAX_STRIPS=never` or `always` overrides it.
 """
 
 import os
@@ -17,21 +17,21 @@ from jaxtyping import Array, Float
 
 from marigold_jax.models.attention import platform
 
-# A layer stays whole if it would at 768x768, where so many numbers go into the decoder's last level. That is all of a
-# training at 480x640 as well. Above, memory is what counts: at 2048x1536 strips save 40 % of the decoder's temporaries
-# and 30 % of the encoder's. On a TPU all layers stay whole: its compiler tiles them itself, and needs more for strips,
-# because each loop lays the picture out as it likes (docs/memory.md).
+# The largest layer of the decoder at 768x768 has this many elements. Up to that size, which includes training at
+# 480x640, layers are computed whole. Above it, memory matters more: at 2048x1536, strips save 40 % of the temporaries
+# of the decoder and 30 % of those of the encoder. On TPUs, all layers are computed whole: the compiler tiles them
+# itself, and needs more memory for strips, because every loop may choose another memory layout (docs/memory.md).
 LARGEST_WHOLE = 768 * 768 * 256
-STRIP = 2**24  # numbers in the larger of a strip's input and output, all pictures of the batch together
+STRIP = 2**24  # elements in the larger of a strip's input and output, for the whole batch
 
 MODES = ("auto", "always", "never")
 
 
 def wanted(x: Float[Array, "b h w c"], conv: nnx.Conv, factor: int = 1) -> bool:
-    """Whether the convolution of x, made `factor` times as large before, goes in strips.
+    """Whether to compute the convolution in strips. Before it, x is enlarged by `factor` along both sides.
 
     Raises:
-        ValueError: MARIGOLD_JAX_STRIPS is none of `MODES`.
+        ValueError: MARIGOLD_JAX_STRIPS is not one of `MODES`.
     """
     mode = os.environ.get("MARIGOLD_JAX_STRIPS", "auto")
     if mode not in MODES:
@@ -49,20 +49,21 @@ def convolve(
     beside: Float[Array, "b h w e"] | None = None,
     shortcut: Callable[[Array], Array] = lambda strip: strip,
 ) -> Float[Array, "b i j d"]:
-    """conv(resize(before(x))) + shortcut(beside), in strips; what is outside of the picture is zero, as for the whole.
+    """Returns conv(resize(before(x))) + shortcut(beside), computed in strips. The image is padded with zeros.
 
     Args:
         conv: 3x3, stride 1, padded by 1.
-        before: what becomes of each pixel first; it sees strips (b, n, w, c).
+        x: the whole image, (b, h, w, c).
+        before: applied to each pixel before the convolution; its argument is a strip (b, n, w, c).
         factor: 1, or 2 to repeat each pixel twice along both sides.
-        beside: added in the end, if there is any; only with factor 1. Where it is as wide as the result, the result
-            takes its place in memory.
-        shortcut: what becomes of each pixel of `beside` first.
+        beside: the other term of the sum, or None; only with factor 1. If it has as many channels as the result, the
+            result overwrites it in memory.
+        shortcut: applied to each pixel of `beside`.
     """
     b, h, w, _ = x.shape
     of_strip = _of_strip(conv, before, factor)
     in_place = beside is not None and beside.shape[3] == conv.out_features
-    # All of it is written over. A constant would be made at the program's start, and kept until here.
+    # Every element is overwritten. XLA would allocate a constant at the start of the program and keep it until here.
     corner = jax.lax.stop_gradient(x[:, :1, :1, :1])
     blank = jnp.broadcast_to(corner, (b, factor * h, factor * w, conv.out_features))
 
@@ -82,13 +83,14 @@ def convolve_in_place(
     before: Callable[[Array], Array],
     shortcut: Callable[[Array], Array],
 ) -> Float[Array, "b h w c"]:
-    """conv(before(x)) and shortcut(x), one beside the other along the channels, in strips. They take x's place in
-    memory, so together they must have as many channels.
+    """Returns conv(before(x)) and shortcut(x), concatenated along the channels, computed in strips.
+
+    The result overwrites x in memory, so it must have as many channels as x.
     """
 
     rows = _rows_of_strip(x, conv, 1)
     of_strip = _of_strip(conv, before, 1)
-    ends = x[:, rows - 1 :: rows] if rows < x.shape[1] else x[:, :1]  # kept, for they are written over when wanted
+    ends = x[:, rows - 1 :: rows] if rows < x.shape[1] else x[:, :1]  # a copy: x is overwritten
 
     def write(both: Array, start: Array | int, count: int) -> Array:
         above, strip = _rows(ends, jnp.maximum(start // rows - 1, 0), 1), _rows(both, start, count)
@@ -100,15 +102,15 @@ def convolve_in_place(
 
 
 def _of_strip(conv: nnx.Conv, before: Callable[[Array], Array], factor: int) -> Callable[..., Array]:
-    """The convolution of one strip, from its rows and those above and below, which count as zero outside."""
+    """Returns the convolution of one strip, a function of its rows and the rows above and below (zero outside)."""
 
-    # Rematerialised, so that the gradient keeps no strip's inside either.
+    # Rematerialised, so that the backward pass stores no intermediate arrays of strips either.
     @jax.checkpoint
     def of_strip(above: Array, strip: Array, below: Array, first: Array | bool, last: Array | bool) -> Array:
         above, strip, below = (before(part) for part in (above, strip, below))
         above, below = (jnp.where(outside, 0, part) for outside, part in ((first, above), (last, below)))
         strip = jnp.concatenate([above, strip, below], axis=1)
-        if factor == 2:  # a halo of one row has become one of two
+        if factor == 2:  # the halo of one row is now two rows
             strip = jnp.repeat(jnp.repeat(strip, 2, axis=1), 2, axis=2)[:, 1:-1]
         layout = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(strip, conv.kernel[...], (1, 1), ((0, 0), (1, 1)), dimension_numbers=layout)
@@ -123,7 +125,7 @@ def _rows_of_strip(x: Array, conv: nnx.Conv, factor: int) -> int:
 
 
 def _each_strip(write: Callable[[Array, Array | int, int], Array], out: Array, h: int, rows: int) -> Array:
-    """write(out, first row, rows) for one strip after the other; the last may have fewer rows."""
+    """Calls write(out, first row, rows) for one strip after the other. The last strip may have fewer rows."""
     out = jax.lax.fori_loop(0, h // rows, lambda i, out: write(out, i * rows, rows), out)
     rest = h % rows
     return write(out, h - rest, rest) if rest else out
@@ -134,5 +136,5 @@ def _rows(x: Array, start: Array | int, count: int) -> Array:
 
 
 def _below(x: Array, end: Array | int) -> Array:
-    """The row after a strip that ends there, or any at all."""
+    """Returns the row after a strip that ends at `end`. For the last strip, any row is returned, and not used."""
     return _rows(x, jnp.minimum(end, x.shape[1] - 1), 1)

@@ -72,7 +72,7 @@ FIXED = {
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # block type -> has attention
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-TRANSFORMER_NORM_EPSILON = 1e-6  # the GroupNorm at a transformer's entry differs from the resnets' (1e-5)
+TRANSFORMER_NORM_EPSILON = 1e-6  # of the GroupNorm in a transformer; the resnets use `norm_eps` (1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Transformer(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """The encoder at one level: residual blocks, each with a transformer if the config says so, then half the size."""
+    """One level of the encoder: residual blocks, perhaps each with a transformer, then downsampling by 2."""
 
     def __init__(self, config: UNetConfig, level: int, rngs: Keys):
         width = config.block_out_channels[level]
@@ -236,7 +236,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """The lowest resolution: residual block, transformer, residual block."""
+    """Residual block, transformer and residual block at the lowest resolution."""
 
     def __init__(self, config: UNetConfig, rngs: Keys):
         width = config.block_out_channels[-1]
@@ -250,14 +250,14 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """The decoder at one level: as `DownBlock` with one more residual block, each of which also reads a skip."""
+    """One level of the decoder: as `DownBlock`, with one more residual block. Each one also reads a skip connection."""
 
     def __init__(self, config: UNetConfig, index: int, rngs: Keys):
         widths = config.block_out_channels
         level = len(widths) - 1 - index
         width, above, below = widths[level], widths[max(level - 1, 0)], widths[min(level + 1, len(widths) - 1)]
         count = config.layers_per_block + 1
-        # Each resnet reads its predecessor's output and one skip; the last skip comes from the narrower level above.
+        # Each resnet reads the output of the previous one and one skip. The last skip is from the narrower level above.
         inputs = [below if i == 0 else width for i in range(count)]
         skips = [above if i == count - 1 else width for i in range(count)]
         self.resnets = nnx.List(resnet(config, i + s, width, rngs) for i, s in zip(inputs, skips, strict=True))
@@ -334,7 +334,7 @@ class UNet(nnx.Module):
         Args:
             sample: latents (b, h, w, 8): the image's four channels, then the target's.
             timesteps: in [0, 1000).
-            encoder_hidden_states: rows of the text encoder, (b, m, d); for Marigold the 2 or 77 of the empty prompt.
+            encoder_hidden_states: rows of the text encoder, (b, m, d); in Marigold, 2 or 77 for the empty prompt.
             remat: wraps every residual block and transformer in training. `jax.checkpoint` computes the inside again
                 in the backward pass instead of storing it.
             taps: a list to which the output of each decoder block is appended.

@@ -1,4 +1,4 @@
-"""AutoencoderKL of Stable Diffusion, in NHWC: pixels in [-1, 1] to latents of an eighth of the size, and back.
+"""AutoencoderKL of Stable Diffusion, in NHWC: converts pixels in [-1, 1] to latents at 1/8 of the size, and back.
 
 (arXiv 2112.10752, section 3.1; reference: diffusers.) Marigold keeps it frozen and always uses the mean of the
 posterior, never a sample (arXiv 2312.02145, section 3.2).
@@ -44,7 +44,7 @@ EPSILON = 1e-6  # of every GroupNorm in the VAE
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The keys of `vae/config.json` that shape the network; defaults are diffusers' for absent keys."""
+    """The keys of `vae/config.json` that define the network, with diffusers' defaults."""
 
     in_channels: Colours = 3
     out_channels: Colours = 3
@@ -65,7 +65,7 @@ class VAEConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels to a latent, along one side."""
+        """Pixels per latent along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -78,7 +78,7 @@ SD2 = VAEConfig(
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention of one head as wide as the image has channels, added to its input."""
+    """Self-attention with a single head that has all channels, added to its input."""
 
     def __init__(self, channels: int, groups: int, rngs: Keys):
         self.group_norm = GroupNorm(channels, groups, EPSILON)
@@ -95,7 +95,7 @@ class AttentionBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """The lowest resolution: residual block, attention, residual block. (b, i, j, c) to the same shape."""
+    """Residual block, attention and residual block at the lowest resolution. Shape (b, i, j, c) is kept."""
 
     def __init__(self, config: VAEConfig, rngs: Keys):
         width = config.block_out_channels[-1]
@@ -109,7 +109,7 @@ class MidBlock(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """The encoder at one level: residual blocks, then half the size, except at the last level."""
+    """One level of the encoder: residual blocks, then downsampling by 2, except at the last level."""
 
     def __init__(self, config: VAEConfig, level: int, rngs: Keys):
         widths = config.block_out_channels
@@ -126,7 +126,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """The decoder at one level: residual blocks, then twice the size, except at the last level."""
+    """One level of the decoder: residual blocks, then upsampling by 2, except at the last level."""
 
     def __init__(self, config: VAEConfig, index: int, rngs: Keys):
         widths = config.block_out_channels[::-1]

@@ -1,4 +1,4 @@
-"""What threads hold at the same time, kept within bounds."""
+"""Limits the memory that several threads use at the same time."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """Lets threads pass while all that they hold together is within `most`; what is larger than that goes alone."""
+    """Makes threads wait while their amounts would add up to more than `most`. A larger amount runs alone."""
 
     def __init__(self, most: int):
         self._most = self._free = most

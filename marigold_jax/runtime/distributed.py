@@ -1,24 +1,25 @@
-"""Several processes that work as one: the hosts of a TPU pod, the tasks of a cluster, or a few shells on one machine.
+"""Runs of several processes: the hosts of a TPU pod, the tasks of a cluster job, or several shells on one machine.
 
-Every process runs the same command. `start` comes first in a program and asks the environment whether there are others:
+Every process runs the same command. A program calls `start` first, which detects the others from the environment:
 
-| where                   | what says so                                                                          |
+| where                   | what to set                                                                           |
 |-------------------------|---------------------------------------------------------------------------------------|
-| anywhere                | JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES, JAX_PROCESS_ID   |
-| SLURM, within `srun`    | nothing to set; a process takes one GPU, or those in JAX_LOCAL_DEVICE_IDS             |
-| Open MPI, `mpirun`      | nothing to set; likewise                                                              |
-| TPU pod on GKE          | nothing to set                                                                        |
-| Kubernetes, Indexed Job | the first row without JAX_PROCESS_ID: JOB_COMPLETION_INDEX is there                   |
-| anything else JAX knows | MARIGOLD_JAX_DISTRIBUTED=1, as on the TPU VMs of Google Cloud outside of GKE          |
+| anywhere                | JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID   |
+| SLURM, within `srun`    | nothing; each process uses one GPU, or those in JAX_LOCAL_DEVICE_IDS                  |
+| Open MPI, `mpirun`      | nothing; likewise                                                                     |
+| TPU pod on GKE          | nothing                                                                               |
+| Kubernetes, Indexed Job | as in the first row, without JAX_PROCESS_ID: Kubernetes sets JOB_COMPLETION_INDEX     |
+| other clusters that JAX | MARIGOLD_JAX_DISTRIBUTED=1; for example on TPU VMs of Google Cloud outside of GKE     |
+| detects                 |                                                                                       |
 
-Datasets, checkpoints and outputs lie on a disk that all processes share.
+Datasets, checkpoints and outputs must be on a file system that all processes share.
 """
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
-PATIENCE = 7 * 24 * 3600  # seconds for which one process waits for another's share
+PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 
 # Variable -> whether its value means that there is more than one process.
 ANNOUNCEMENTS = {
@@ -29,22 +30,24 @@ ANNOUNCEMENTS = {
     "TPU_PROCESS_ADDRESSES": lambda value: "," in value,
     "MARIGOLD_JAX_DISTRIBUTED": lambda value: value not in ("", "0"),
 }
-NUMBERS = {  # argument of JAX -> where it may stand, in this order; what stands nowhere, JAX asks the cluster
+NUMBERS = {  # argument of JAX -> variables, in order of preference; JAX detects the rest
     "num_processes": ("JAX_NUM_PROCESSES",),
     "process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
 }
 
 
 def several(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment speaks of more than one process."""
+    """Whether the environment describes more than one process."""
     return any(name in environment and means(environment[name]) for name, means in ANNOUNCEMENTS.items())
 
 
 def start() -> tuple[int, int]:
-    """Joins the other processes, if there are any. Returns this one's index, and how many there are.
+    """Connects to the other processes, if there are any. Returns the index of this process, and their number.
 
-    Must come before JAX touches a device; on its own, a process does not even import it. Raises ValueError with one
-    line where the environment is incomplete or the others do not answer.
+    Call this before JAX initialises its devices. A single process does not import JAX here.
+
+    Raises:
+        ValueError: the environment is incomplete, or the other processes cannot be reached.
     """
     if not several():
         return 0, 1
@@ -61,15 +64,15 @@ def start() -> tuple[int, int]:
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"cannot join the other processes ({str(error).splitlines()[0]}); wanted the same JAX_COORDINATOR_ADDRESS "
-            "and JAX_NUM_PROCESSES in all of them, JAX_PROCESS_ID from 0 on, and the first of them within reach"
+            "and JAX_NUM_PROCESSES in all of them, JAX_PROCESS_ID from 0 on, and a coordinator that can be reached"
         ) from error
     return jax.process_index(), jax.process_count()
 
 
 def wait_for_all(where: str) -> None:
-    """No process goes on before all have come here; `where` is a name that is used only once.
+    """Blocks until all processes have called this. `where` is a name that is used only once.
 
-    The processes wait with no device involved, so that one may take days longer than another.
+    No device takes part, so one process may take days longer than another.
     """
     import jax
 

@@ -1,7 +1,7 @@
-"""What a plain `pip install marigold_jax` leaves out: a missing package becomes one line that names the extra.
+"""Optional dependencies: an import error of a missing package becomes one line that names the extra to install.
 
-Prediction needs no extra. A package that an extra brings is imported inside the function that uses it, so that every
-program explains itself with --help on a plain install:
+Prediction needs no extra. A package from an extra is imported inside the function that uses it, so that --help of every
+program works without extras:
 
     with extras.needed("train"):
         import grain
@@ -15,7 +15,7 @@ from marigold_jax.runtime import terminal
 
 
 class MissingExtra(ModuleNotFoundError):
-    """A package that an extra brings is not installed."""
+    """A package from an extra is not installed."""
 
 
 @contextmanager
@@ -23,9 +23,9 @@ def needed(extra: str, program: str = "") -> Iterator[None]:
     """Turns a failed import inside the block into one line that names the extra.
 
     Args:
-        extra: the extra in pyproject.toml that brings what the block imports.
-        program: `__name__`, in a program that needs the extra for its own imports. Where the file is being run, the
-            process prints the line and ends with status 1; Python would print a traceback.
+        extra: the extra in pyproject.toml that contains the imported packages.
+        program: `__name__` of a program whose imports at the top need the extra. If the program is being run, it
+            prints the line and ends with status 1; otherwise Python would print a traceback.
 
     Raises:
         MissingExtra: a package is missing.
@@ -34,7 +34,7 @@ def needed(extra: str, program: str = "") -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "marigold_jax" and not isinstance(error, MissingExtra):
-            raise  # a mistake of ours
+            raise  # a bug in this package
         missing = error if isinstance(error, MissingExtra) else _missing(extra, error)
         if program == "__main__":
             terminal.say(f"error: {missing}", sys.stderr)

@@ -1,7 +1,7 @@
-"""Files that others made, and files that others will read: every program opens and writes them through here.
+"""Reads files from untrusted sources, and writes files atomically.
 
-Nothing from outside is trusted: only regular files are opened, a name from a file never leaves its folder, and JSON is
-an object of a sane size or one line that says what was found. Whatever is written appears whole, by rename.
+Only regular files are opened. A name that is stored in a file cannot point out of its folder. A JSON file must be an
+object of a reasonable size. Files are written under a temporary name and then renamed, so no reader sees half a file.
 """
 
 import contextlib
@@ -14,21 +14,24 @@ from io import IOBase
 from pathlib import Path
 from typing import Any
 
-LARGEST_JSON = 2**26  # bytes; the largest that a checkpoint has, tokenizer.json, is a twentieth of it
+LARGEST_JSON = 2**26  # bytes; about 20 times the size of tokenizer.json, the largest in a checkpoint
 
 
 def regular(path: str | Path) -> Path:
     """Returns `path` if it is a regular file, or a link to one.
 
-    Opening a FIFO waits for ever, and a device may never end. Raises FileNotFoundError, or ValueError that says what
-    the path is.
+    To open a FIFO could block forever, and to read a device might never end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the path is something else, which the error names.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # a name that is too long, or that holds a null character
+    except (OSError, ValueError) as error:  # a name that is too long, or that has a null character
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path}: wanted a file, found a folder")
@@ -43,9 +46,10 @@ def _kind(mode: int) -> str:
 
 
 def below(folder: Path, name: str) -> Path:
-    """The path `folder / name` for a name that stands in a file: relative, and without a way out.
+    """Returns `folder / name` for a name that was read from a file.
 
-    Raises ValueError for an absolute name, one with "..", or an empty one.
+    Raises:
+        ValueError: the name is empty, absolute, or contains "..".
     """
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -54,7 +58,7 @@ def below(folder: Path, name: str) -> Path:
 
 
 def read_json(file: str | Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError or ValueError, each with one line that begins with the file."""
+    """Returns a JSON object. Raises FileNotFoundError or ValueError with one line that starts with the file name."""
     file = regular(file)
     if (size := file.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"{file}: {size} bytes, wanted a JSON file of at most {LARGEST_JSON}")
@@ -70,7 +74,7 @@ def read_json(file: str | Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Writes `path` whole or not at all, by renaming. Raises OSError, and then leaves nothing behind."""
+    """Writes a file completely or not at all, by renaming. If it raises OSError, no temporary file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -88,8 +92,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def append_lines(path: Path) -> IOBase:
-    """Opens a file of lines for appending, unbuffered. A last line that a full disk or a kill cut short is ended first,
-    so that the next one does not run on from it."""
+    """Opens a file of lines for appending, unbuffered.
+
+    If the last line is incomplete, because the disk was full or the process was killed, a line break is added first.
+    """
     file = open(path, "a+b", buffering=0)
     if size := file.seek(0, os.SEEK_END):
         file.seek(size - 1)
@@ -99,23 +105,23 @@ def append_lines(path: Path) -> IOBase:
 
 
 def append(file: IOBase, lines: bytes) -> None:
-    """Adds whole lines to a file that `append_lines` opened. Raises OSError, and then leaves none of them behind.
+    """Adds whole lines to a file that `append_lines` opened. If it raises OSError, none of them are left in the file.
 
-    The system may write a part, and say so with no error: a disk that is nearly full.
+    On a disk that is nearly full, the system may write only a part without an error.
     """
     before, rest = os.fstat(file.fileno()).st_size, memoryview(lines)
     try:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError:
-        with contextlib.suppress(OSError):  # what another program has added meanwhile stays
+        with contextlib.suppress(OSError):  # lines that another program added meanwhile are kept
             if os.fstat(file.fileno()).st_size == before + len(lines) - len(rest):
                 file.truncate(before)
         raise
 
 
 def printable(text: object) -> str:
-    """Text for a terminal or a log, on one line: characters that control either, and undecodable bytes, are escaped."""
+    """Returns one line for a terminal or a log, with control characters and undecodable bytes escaped."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in str(text)

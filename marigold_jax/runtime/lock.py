@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which the system takes back when its process ends, however it ends."""
+"""A lock file that one process at a time can hold. The system releases it when the process ends or is killed."""
 
 import contextlib
 import errno
@@ -13,16 +13,23 @@ from marigold_jax.runtime.files import printable
 
 logger = logging.getLogger(__name__)
 
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems without locks answer
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # errors of file systems without locks
 LONGEST_HOLDER = 200  # bytes
 
 
 @contextlib.contextmanager
 def lock(file: Path, held: str) -> Iterator[None]:
-    """Holds the lock of `file`, which is made if missing and stays: nothing but a living process locks anything.
+    """Holds the lock of `file` inside the block. The file is created if necessary and is not removed.
 
-    Raises ValueError that begins with `held` where another process has it, and OSError where the file cannot be opened.
-    Where the file system has no locks, a warning says so, and all goes on without.
+    If the file system does not support locks, logs a warning and continues without one.
+
+    Args:
+        file: the lock file.
+        held: the beginning of the error.
+
+    Raises:
+        ValueError: another process holds the lock.
+        OSError: the file cannot be opened.
     """
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
@@ -32,11 +39,11 @@ def lock(file: Path, held: str) -> Iterator[None]:
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except BlockingIOError:
             holder = printable(os.pread(handle, LONGEST_HOLDER, 0).decode(errors="replace").strip())
-            raise ValueError(f"{held} ({holder or 'it does not say which process'}, which holds {file})") from None
+            raise ValueError(f"{held} ({holder or 'unknown process'}, which holds {file})") from None
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            logger.warning("%s: this file system has no locks (%s): going on without", file, error.strerror)
+            logger.warning("%s: this file system has no locks (%s): continuing without one", file, error.strerror)
         yield
     finally:
         os.close(handle)

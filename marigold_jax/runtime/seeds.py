@@ -1,4 +1,4 @@
-"""Seeds: whole numbers of 32 bits. A larger one would be cut down to those, and two seeds be one in silence."""
+"""Seeds: unsigned 32-bit integers. A larger one would be truncated, so two different seeds could be the same."""
 
 import argparse
 import operator
@@ -8,7 +8,7 @@ LARGEST = 2**32 - 1
 
 
 def check(seed: Any, name: str = "seed") -> int:
-    """Returns the seed. Raises ValueError, in one line that begins with `name`, for what is no such number."""
+    """Returns the seed as an int. Raises ValueError, one line that starts with `name`, if it is not a valid seed."""
     try:
         value = operator.index(seed)
     except TypeError:
@@ -19,7 +19,7 @@ def check(seed: Any, name: str = "seed") -> int:
 
 
 def flag(text: str) -> int:
-    """The `type` of a parser's flag."""
+    """Parses a seed; the `type` of a command-line flag."""
     try:
         return check(int(text), "the seed")
     except ValueError:

@@ -1,11 +1,12 @@
-"""Where arrays live: a mesh of devices, and rules from an array's name to its place on it.
+"""Placement of arrays on devices: a mesh, and rules that choose a sharding by the name of an array.
 
-| axis | batches | parameters and optimiser state                   |
-|------|---------|--------------------------------------------------|
-| data | split   | copied                                           |
-| fsdp | split   | split where the rule says "fsdp", copied elsewhere |
+| axis | batches | parameters and optimiser state                      |
+|------|---------|-----------------------------------------------------|
+| data | split   | replicated                                          |
+| fsdp | split   | split if the rule is "fsdp", otherwise replicated   |
 
-Splitting parameters over `fsdp` (fully sharded data parallelism) trades communication for memory; it changes no result.
+Splitting parameters over `fsdp` (fully sharded data parallelism) saves memory, costs communication, and changes no
+result.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP = AXES = ("data", "fsdp")
-SMALLEST_SPLIT = 2**16  # elements; below it, gathering an array costs more than the copies do
+SMALLEST_SPLIT = 2**16  # elements; smaller arrays are replicated, because that costs less than gathering them
 
-Rules = tuple[tuple[str, str], ...]  # (regular expression, name of a rule), in order; the first that matches decides
+Rules = tuple[tuple[str, str], ...]  # (regular expression, name of a rule); the first that matches is used
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns all devices (of all processes) as a mesh of axes ("data", "fsdp"), `fsdp` of them to a row.
+    """Returns all devices of all processes as a mesh with axes ("data", "fsdp"), the second of size `fsdp`.
 
     Raises:
         ValueError: the number of devices is not a multiple of `fsdp`.
@@ -33,7 +34,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if fsdp < 1 or len(devices) % fsdp:
         raise ValueError(f"make_mesh: fsdp is {fsdp}, wanted a divisor of the number of devices, {len(devices)}")
     shape = (len(devices) // fsdp, fsdp)
-    # JAX's default, Explicit, would want a sharding written on every convolution.
+    # JAX's default, Explicit, would require a sharding for every convolution.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
@@ -42,7 +43,7 @@ def _replicate(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def _fsdp(shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """Splits the largest axis that divides evenly; of equals, the last."""
+    """Splits the largest axis that divides evenly; among equal ones, the last."""
     divisible = [axis for axis, side in enumerate(shape) if side % parts == 0]
     if not divisible or np.prod(shape) < SMALLEST_SPLIT:
         return PartitionSpec()
@@ -55,13 +56,13 @@ _RULES = {"replicate": _replicate, "fsdp": _fsdp}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and the rules by which named arrays are placed on it.
+    """A mesh, and rules for placing named arrays on it.
 
-    Rules are matched (`re.search`) against an array's name, the last key on its path. Adam's moments carry the names of
-    their parameters, so they lie where the parameters lie. Scalars are always copied to all devices.
+    Rules are matched (`re.search`) against the name of an array, which is the last key of its path. Adam's moments have
+    the names of their parameters, so they are placed like them. Scalars are always replicated.
 
     Raises:
-        ValueError: a rule is unknown; later, when a name is matched by no rule.
+        ValueError: a rule is unknown; or, when a method is called, no rule matches a name.
     """
 
     mesh: Mesh
@@ -82,7 +83,7 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(AXES))
 
     def sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        """The sharding of one array."""
+        """Returns the sharding of one array."""
         if not shape:
             return self.replicated
         for pattern, rule in self.rules:
@@ -91,23 +92,23 @@ class Layout:
         raise ValueError(f"Layout: no rule matches {name!r}; end the rules with ('', 'replicate')")
 
     def shardings(self, tree: Any) -> Any:
-        """The shardings of a tree of arrays or of their shapes, such as a whole training state."""
+        """Returns the shardings of a tree of arrays or shapes, such as a training state."""
         return jax.tree_util.tree_map_with_path(lambda path, x: self.sharding(_name(path), x.shape), tree)
 
     def shapes(self, tree: Any) -> Any:
-        """The tree as shapes that know where they would lie; takes arrays or shapes."""
+        """Returns the shapes of a tree of arrays or shapes, with their shardings."""
         return jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), tree, self.shardings(tree))
 
     def batch_shapes(self, batch: Any) -> Any:
-        """Likewise of a global batch."""
+        """Returns the shapes of a global batch, with their shardings."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch), batch)
 
     def place(self, tree: Any) -> Any:
-        """Puts a tree of arrays, the same on all processes, where the rules say."""
+        """Places a tree of arrays, equal in all processes, according to the rules."""
         return jax.tree.map(jax.device_put, tree, self.shardings(tree))
 
     def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this process's share of a batch on its devices; together the shares are the global batch.
+        """Places this process's part of the global batch on its devices.
 
         Raises:
             ValueError: the global batch cannot be split evenly over the devices.

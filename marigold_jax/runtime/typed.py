@@ -1,7 +1,7 @@
-"""Values from JSON, checked against annotations: the type, and the range that `Annotated` adds to it.
+"""Checks values from JSON against annotations: their type, and their range if the annotation is `Annotated`.
 
-JSON has no types of ours: a number may come as text, a flag as a number, a list as null. What is checked here can be
-computed with; everything else costs one line that names the key, what was wanted and what was found.
+JSON files may have a string instead of a number, a number instead of a flag, or null instead of a list. The error is
+one line with the key, what was wanted and what was found.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-LONGEST_VALUE = 60  # characters of a value that a message shows
+LONGEST_VALUE = 60  # characters of a value in a message
 MOST_NAMED = 5
 
 
 class Between(NamedTuple):
-    """Bounds of a number, or of the length of a list; both are included. `multiple`: of which a number must be one."""
+    """Inclusive bounds of a number, or of the length of a list. A number must also be a multiple of `multiple`."""
 
     low: float
     high: float
@@ -23,22 +23,25 @@ class Between(NamedTuple):
 
 
 def problem(key: str, value: Any, annotation: Any) -> str | None:
-    """What is wrong with `value`, in words without a full stop; None if it is what `annotation` says.
+    """Returns a message about a value that does not fit its annotation, without a full stop; None if it fits.
 
-    `annotation`: bool, int, float, str, None, a `Literal`, `tuple[x, ...]` for a list, a union of these, or any of
-    these in `Annotated` with a `Between`. An int is no bool, a float may be written as an int, and both are finite.
+    Args:
+        key: of the value; the message starts with it.
+        value: from JSON. A bool is not an int. An int is accepted as a float. Numbers must be finite.
+        annotation: bool, int, float, str, None, a `Literal`, `tuple[x, ...]` for a list, a union of these, or any of
+            these in `Annotated` with a `Between`.
     """
     return None if _fits(value, annotation) else f"{key} = {shown(value)}: wanted {_words(annotation)}"
 
 
 def problems(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> list[str]:
-    """What is wrong with each value that has an annotation."""
+    """Returns the messages of `problem` for all values that have an annotation."""
     found = (problem(key, values[key], annotation) for key, annotation in annotations.items() if key in values)
     return [words for words in found if words]
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """A value that has no problem, as Python knows it: a tuple for a list, a float for an int where one is wanted."""
+    """Returns a checked value as Python's type: a list as a tuple, and an int as a float if the annotation is float."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if isinstance(value, list):
@@ -75,7 +78,7 @@ def fill(instance: Any, values: Mapping[str, Any], source: object, keys: Mapping
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, and short."""
+    """Returns a value as short text on one line, for a message."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
@@ -84,7 +87,7 @@ def shown(value: Any) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first few, and how many more there are."""
+    """Returns the first few names, and the number of the others."""
     more = len(names) - MOST_NAMED
     return ", ".join([*map(shown, names[:MOST_NAMED]), *([f"and {more} more"] if more > 0 else [])])
 

@@ -1,7 +1,7 @@
 """Encodes every frame of a prepared split once, so that training steps need no VAE encoder and read no images.
 
-Training sees a frame as it is or mirrored, and the latent is the mean of the encoder's distribution, so each frame has
-just two encodings. `data.latent_store` keeps them. They are computed in float32, whatever dtype training computes in.
+Training uses a frame unchanged or mirrored, and the latent is the mean of the encoder's distribution, so each frame has
+only two encodings. `data.latent_store` keeps them. They are computed in float32, whatever dtype training computes in.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ from marigold_jax.training.targets import TARGETS
 from marigold_jax.weights.component import Component
 
 Sample = dict[str, np.ndarray]  # a frame and its mirror image, stacked: of `data.loader.BothWays`
-DECODER = ("decoder.", "post_quant_conv.")  # parameters that no latent depends on
+DECODER = ("decoder.", "post_quant_conv.")  # parameters that do not affect latents
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What decides the latents of a frame, besides the VAE.
+    """The options that determine the latents of a frame, besides the VAE.
 
     Attributes:
         target: a row of `TARGETS`.
-        dtype: they are stored as "float32" or "bfloat16". A frame at 480x640 takes 308 kB, or half of that.
+        dtype: of the stored latents, "float32" or "bfloat16". A frame at 480x640 takes 308 kB, or half of that.
         size, antialias, far_fill: as for `data.loader.make_loader`.
 
     Raises:
@@ -69,7 +69,7 @@ def cached(
     num_workers: int = 0,
     stopping: Callable[[], object] = lambda: False,
 ) -> LatentSplit:
-    """Returns the latents of a split. Those that are missing are computed first, so a run that was stopped goes on.
+    """Returns the latents of a split. Missing ones are computed first, so a stopped run can be continued.
 
     The processes of a run share the work, and all of them must call this.
 
@@ -77,8 +77,8 @@ def cached(
         split: of a prepared dataset.
         vae: encodes images and targets.
         encoding: what to encode and how to store it.
-        num_workers: processes that read frames while the devices encode.
-        stopping: called before each few frames; anything true ends the work, with an InterruptedError.
+        num_workers: processes that read frames during encoding.
+        stopping: called every few frames; if it returns something true, an InterruptedError is raised.
 
     Raises:
         ValueError: the split has no such target; or latents of another VAE, other frames or other options are stored.
@@ -112,7 +112,7 @@ def cached(
 
 
 def identity(vae: Component) -> str:
-    """Returns a checksum of everything that decides a VAE's latents: its configuration and its encoder's weights."""
+    """Returns a checksum of everything that determines latents: the configuration and the weights of the encoder."""
     digest = hashlib.sha256(repr(vae.config).encode())
     for path in sorted(path for path in vae.params if not path.startswith(DECODER)):
         digest.update(path.encode() + np.asarray(vae.params[path]).tobytes())
@@ -120,7 +120,7 @@ def identity(vae: Component) -> str:
 
 
 class Encoder(NamedTuple):
-    """`encode(samples)` returns latents and masks on the host, for at most `places` samples of the same size."""
+    """`encode(samples)` returns latents and masks on the host, for up to `places` samples of the same size."""
 
     encode: Callable[[Sequence[Sample]], tuple[np.ndarray, np.ndarray]]
     places: int
@@ -166,7 +166,7 @@ def _write_shards(
 
     def records(samples: Sequence[Sample]) -> Iterator[bytes]:
         if stopping():
-            raise InterruptedError(f"stopped while encoding {split.path}; what is whole is kept")
+            raise InterruptedError(f"stopped while encoding {split.path}; finished shards are kept")
         for _, alike in groupby(samples, key=lambda sample: sample["mask"].shape):
             group = list(alike)
             latents, valid = encoder.encode(group)

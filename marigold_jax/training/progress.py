@@ -1,4 +1,4 @@
-"""Reports on a run as it trains: a line on the terminal, a record in metrics.jsonl, events for TensorBoard."""
+"""Reports the progress of training: lines on the terminal, records in metrics.jsonl, events for TensorBoard."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ class Progress:
         if rate and peak and flops_per_step:
             values["mfu"] = rate * flops_per_step / (peak * jax.device_count())
         if self.is_main_process:
-            # JSON knows no NaN.
+            # JSON has no NaN.
             finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
             line = memoryview(json.dumps({"step": step} | finite).encode() + b"\n")
             while line:  # on a full disk, the first write is short and the next one raises
@@ -99,8 +99,8 @@ class Progress:
     def paused(self, pending: Any) -> Iterator[None]:
         """Stops the clock while something other than training runs, so that the speed is that of training.
 
-        `pending`: arrays of the last step. They are waited for first: otherwise the rest of that step would run while
-        the clock stands still, and the step would seem faster than it is.
+        `pending`: arrays of the last step. The clock is stopped when they are computed: otherwise the rest of that step
+        would not be timed, and the step would seem faster than it is.
         """
         jax.block_until_ready(pending)
         start = time.perf_counter()
@@ -143,7 +143,7 @@ def _continue(file: Path, step: int) -> BinaryIO:
         where = ", ".join(map(str, broken[:FEW])) + (", ..." if len(broken) > FEW else "")
         terminal.say(f"{file}: dropping {len(broken)} line(s) that cannot be read as records: {where}")
     write(file, b"".join(kept))
-    return append_lines(file)  # a line is written at once or not at all
+    return append_lines(file)  # unbuffered: a line is written at once
 
 
 def _step_of(line: bytes) -> int | None:

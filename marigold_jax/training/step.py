@@ -37,7 +37,7 @@ Update = Callable[[TrainState, Accumulator], tuple[TrainState, Metrics]]
 
 
 class Programs(NamedTuple):
-    """What is compiled for a training: see `make_programs`."""
+    """The compiled functions of training; see `make_programs`."""
 
     zeros: Callable[..., Accumulator]
     add: Callable[..., Accumulator]
@@ -92,9 +92,9 @@ def make_programs(
 ) -> Programs:
     """Returns the compiled parts of an optimiser step; the arguments are those of `make_steps`, which calls them.
 
-    `add(accumulator, params, frozen, micro_batch, step, micro)` is the gradient of a micro-batch, added to the sum so
-    far; None begins one. `zeros(params, frozen, micro_batch)` is a sum of nothing. `apply(state, accumulator)` updates.
-    Each can be lowered and compiled without being run, for devices that need not be at hand.
+    `add(accumulator, params, frozen, micro_batch, step, micro)` adds the gradient of a micro-batch to the accumulator;
+    None starts a new one. `zeros(params, frozen, micro_batch)` returns an accumulator of zeros. `apply(state,
+    accumulator)` updates the state. Each can be compiled without being run, even for devices that are not present.
     """
 
     def stay(tree: Any) -> Any:
@@ -134,8 +134,8 @@ def make_programs(
     def apply(state: TrainState, accumulator: Accumulator) -> tuple[TrainState, Metrics]:
         gradients, loss = accumulator["gradients"], accumulator["loss"]
         finite = jnp.stack([jnp.isfinite(x).all() for x in (loss, *gradients.values())]).all()
-        # A conditional, because selecting between old and new arrays would have XLA repeat the check in the kernel of
-        # every array: it then compiles for minutes.
+        # A conditional: to select between old and new arrays would make XLA repeat the check in the kernel of every
+        # array, and compilation would take minutes.
         state = jax.lax.cond(finite, advance, _skip, state, gradients)
         return stay(state | {"step": state["step"] + 1}), _metrics(state, accumulator)
 
@@ -158,12 +158,12 @@ def make_steps(
     `micro` (0 .. accumulation − 1) choose the random numbers.
 
     `update(state, accumulator) -> (state, metrics)` consumes both. The metrics are scalars: loss, lr (that of the last
-    update), grad_norm (before clipping), skipped (in a row), and the means of the objective's own. Where the loss or
-    any gradient is not finite, parameters, moments and averages stay as they are, and only the counters move.
+    update), grad_norm (before clipping), skipped (in a row), and the means of the objective's own. If the loss or
+    any gradient is not finite, parameters, moments and averages do not change; only the counters do.
 
     Args:
-        optimiser: from `make_optimiser`, whose state knows the learning rate.
-        accumulation: micro-batches to a step.
+        objective, optimiser: as `training.objectives` and `make_optimiser` return them.
+        accumulation, seed: micro-batches per step; seed of all random numbers.
         ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
         layout: as given to `init_state`; None for a single device.
     """
@@ -183,8 +183,8 @@ def make_steps(
         step: int | Array,
         micro: int | Array,
     ) -> Accumulator:
-        # A lone micro-batch needs no accumulator: its gradient is the sum. Otherwise the sum starts at zero, because
-        # starting it from None would compile a second program for every shape.
+        # A single micro-batch needs no accumulator: its gradient is the sum. Otherwise the sum starts at zero, because
+        # to start from None would compile a second program for every shape.
         if accumulator is None and accumulation > 1:
             accumulator = programs.zeros(params, frozen, micro_batch)
         return programs.add(accumulator, params, frozen, micro_batch, number(step), number(micro))
@@ -196,8 +196,8 @@ def make_steps(
                 "give both or neither"
             )
         result = programs.apply(state, accumulator)
-        # Nothing that comes out is as large as the gradients and not in the state, so JAX would not take them as a
-        # donation. Freed here, they do not outlive the update in the caller's hands.
+        # No output has the shapes of the gradients and is not in the state, so JAX cannot use them as a donation. They
+        # are freed here, because the caller may still hold a reference.
         jax.tree.map(lambda x: x.delete(), accumulator["gradients"])
         return result
 

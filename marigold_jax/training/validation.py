@@ -1,4 +1,4 @@
-"""Scores on held-out examples while a model trains, with a picture of the first few."""
+"""Scores on held-out examples during training, with a panel of images for the first few."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +24,7 @@ PANEL_ROWS = 4
 
 
 def predict_depth(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
-    """Mean AbsRel and δ1 of aligned predictions. The noise is the same every time."""
+    """Returns mean AbsRel and δ1 of aligned predictions, and a panel. The noise is the same every time."""
     rgb, depth, mask = ([example[key] for example in examples] for key in ("rgb", "depth", "mask"))
     aligned = list(map(align, _predictions(checkpoint, rgb), depth, mask))
     scores = list(map(depth_scores, aligned, depth, mask))
@@ -32,7 +32,7 @@ def predict_depth(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Sc
 
 
 def predict_normals(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
-    """Mean angle to the true normals, in degrees, and the share of pixels within 11.25. The noise is fixed."""
+    """Returns the mean angular error in degrees, the share of pixels below 11.25, and a panel. The noise is fixed."""
     rgb, normals, mask = ([example[key] for example in examples] for key in ("rgb", "normals", "mask"))
     known = [valid & normal.any(axis=-1, keepdims=True) for valid, normal in zip(mask, normals, strict=True)]
     predictions = _predictions(checkpoint, rgb)
@@ -42,9 +42,9 @@ def predict_normals(checkpoint: DiffusionModel, examples: Sequence[Example]) -> 
 
 
 def reconstruct(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scored:
-    """The error of the VAE alone: PSNR of photographs, AbsRel and δ1 of depth, after encoding and decoding.
+    """Returns the reconstruction errors of the VAE: PSNR of images, AbsRel and δ1 of depth, and a panel.
 
-    Depth is normalised as for training. The panel shows decoded photographs, and depth as for predictions.
+    Depth is normalised as in training. The panel shows decoded images, and depth as for predictions.
     """
     vae = checkpoint.vae
 

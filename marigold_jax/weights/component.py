@@ -1,4 +1,4 @@
-"""One component of a model (`unet/`, `vae/`, `text_encoder/`): its configuration, structure and parameters."""
+"""Reads and writes one component of a model (`unet/`, `vae/`, `text_encoder/`): configuration and parameters."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ READERS = 4  # tensors read and transposed at the same time
 
 
 class Kind(NamedTuple):
-    """How a class of diffusers is implemented here.
+    """The implementation of a class of diffusers.
 
     Attributes:
         config: our dataclass of its `config.json`.
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
     fixed: Mapping[str, Any]
 
 
-# Component -> diffusers' classes that it may have; the first one is meant if the file names none.
+# Component -> its possible classes in diffusers. The first one is the default for files without a class name.
 COMPONENTS = {
     "unet": {"UNet2DConditionModel": Kind(unet.UNetConfig, unet.UNet, unet.FIXED)},
     "vae": {

@@ -1,8 +1,8 @@
-"""What the text encoder answers to the empty prompt: the only text that Marigold ever reads.
+"""The text encoder's embedding of the empty prompt, the only text that Marigold uses.
 
-Computed once and stored, so that nothing after it needs a text encoder or a tokenizer. Two variants are in use: the
-two tokens "start, end" (Marigold in training and inference, E2E-FT in inference) and the same padded to 77
-(E2E-FT in training).
+It is computed once and stored, so that training and prediction need no text encoder and no tokenizer. There are two
+variants: the two tokens "start, end" (Marigold in training and inference, E2E-FT in inference), and the same two tokens
+padded to 77 (E2E-FT in training).
 """
 
 import functools
@@ -24,16 +24,16 @@ from marigold_jax.weights.torch_files import Tensors, require_finite
 FILE = "empty_prompt.safetensors"
 LENGTHS = (2, 77)
 TOKENS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>"}
-VOCABULARIES = {"vocab.json": (), "tokenizer.json": ("model", "vocab")}  # file -> where in it the vocabulary is
+VOCABULARIES = {"vocab.json": (), "tokenizer.json": ("model", "vocab")}  # file -> path of keys to the vocabulary
 TokenId = Annotated[int, Between(0, 2**20)]
 LARGEST_WIDTH = 2**14
-SD2_IDS = {"bos": 49406, "eos": 49407, "pad": 0}  # where no tokenizer is at hand; the padding is "!"
+SD2_IDS = {"bos": 49406, "eos": 49407, "pad": 0}  # if there is no tokenizer; the padding token is "!"
 
 EmptyPrompt = dict[int, np.ndarray]  # length -> rows (length, d), float32
 
 
 def load(file: Path) -> EmptyPrompt:
-    """Raises FileNotFoundError or ValueError, which names the file, unless it holds finite rows of one width."""
+    """Reads the rows. Raises FileNotFoundError, or ValueError unless they are finite and of one width."""
     tensors = Tensors(regular(file))
     prompt = {}
     for length in LENGTHS:
@@ -53,9 +53,10 @@ def save(prompt: EmptyPrompt, file: Path) -> None:
 
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
-    """Ids of the start, end and padding tokens, from the tokenizer's own files where they exist.
+    """Returns the ids of the start, end and padding tokens, from the files of the tokenizer if there are any.
 
-    Raises ValueError, which names the file, where one of the three is not in the vocabulary.
+    Raises:
+        ValueError: one line that names the file; for example, a token is not in the vocabulary.
     """
     file = next((tokenizer / name for name in VOCABULARIES if os.path.lexists(tokenizer / name)), None)
     if file is None:
@@ -65,7 +66,7 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
         vocabulary = vocabulary.get(key) if isinstance(vocabulary, dict) else None
     if not isinstance(vocabulary, dict):
         raise ValueError(f"{file}: wanted a vocabulary at {'.'.join(VOCABULARIES[file.name])}, an object")
-    # special_tokens_map.json has the last word on padding: Stable Diffusion 2 pads with "!".
+    # special_tokens_map.json overrides the padding token: Stable Diffusion 2 pads with "!".
     tokens = {**TOKENS, "pad": TOKENS["eos"]}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if os.path.lexists(settings := tokenizer / name) and (pad := read_json(settings).get("pad_token")):
@@ -80,12 +81,12 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _answer(structure: functional.Structure, params: functional.Params, ids: Array) -> Array:
+def _rows(structure: functional.Structure, params: functional.Params, ids: Array) -> Array:
     return functional.merge(structure, params)(ids)
 
 
 def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
-    """Run a checkpoint's text encoder on the empty prompt. Raises as `load_component` and `token_ids` do."""
+    """Computes the rows with the text encoder of a checkpoint. Raises as `load_component` and `token_ids` do."""
     config, structure, params = load_component(text_encoder, clip.TextConfig, clip.TextEncoder, clip.FIXED)
     ids = token_ids(tokenizer)
     if max(ids.values()) >= config.vocab_size:
@@ -93,7 +94,7 @@ def compute(text_encoder: Path, tokenizer: Path) -> EmptyPrompt:
     longest = min(LENGTHS[-1], config.max_position_embeddings)
     tokens = np.full((1, longest), ids["pad"], np.int32)
     tokens[0, :2] = ids["bos"], ids["eos"]
-    # The mask is causal: the first rows of the long answer are the short answer.
-    rows = np.asarray(_answer(structure, params, tokens))[0]
-    require_finite(rows, f"{text_encoder}: its answer to the empty prompt")
+    # Attention is causal, so the first two rows do not depend on the padding.
+    rows = np.asarray(_rows(structure, params, tokens))[0]
+    require_finite(rows, f"{text_encoder}: its embedding of the empty prompt")
     return {2: rows[:2], 77: rows}

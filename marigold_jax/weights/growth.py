@@ -1,8 +1,8 @@
-"""A wider VAE that computes what a trained one does, to be trained on (Net2Net, arXiv 1511.05641, section 3).
+"""Widens a trained VAE without changing its function, to continue training (Net2Net, arXiv 1511.05641, section 3).
 
-Every channel becomes several, side by side, so that the groups of a GroupNorm keep their statistics. Whoever reads the
-copies shares its weight among them, in unequal parts drawn by chance: the sum is what it was, but the copies get
-different gradients, and so learn different things.
+Each channel is replaced by adjacent copies, so that the groups of a GroupNorm keep their statistics. The weight of a
+layer that reads the channel is divided among the copies, in random unequal parts. The sum stays the same, but the
+copies get different gradients, and so learn different features.
 """
 
 import dataclasses
@@ -16,14 +16,21 @@ from marigold_jax.models import vae
 from marigold_jax.models.functional import abstract
 from marigold_jax.weights.component import Component
 
-UNEQUAL = 0.25  # of an equal share: the most that one copy gets more or less
+UNEQUAL = 0.25  # the largest deviation from an equal part, as a fraction of it
 
 
 def widen(part: Component, widths: tuple[int, ...], seed: int = 0) -> Component:
-    """Returns the VAE with levels of these widths, which computes the same but for rounding. Shapes become shapes.
+    """Returns a VAE with levels of these widths that computes the same function, except for rounding.
 
-    Raises ValueError where a width is no multiple of the level's own, where neighbouring levels would begin or cease to
-    be alike, for a residual block between them has its shortcut or lacks it, or the VAE is not an AutoencoderKL.
+    Args:
+        part: the VAE; if its parameters are shapes, so are those of the result.
+        widths: channels of each level, multiples of the present ones.
+        seed: of the random division of weights.
+
+    Raises:
+        ValueError: a width is not a multiple of the present one; the VAE is not an AutoencoderKL; or two adjacent
+            levels of equal width would get different widths, or the reverse, so that a residual block between them
+            would gain or lose its shortcut.
     """
     if type(part.config) is not vae.VAEConfig:
         raise ValueError(f"config.model.vae_widths={widths}: wanted an AutoencoderKL to widen, not {part.config}")
@@ -38,7 +45,7 @@ def widen(part: Component, widths: tuple[int, ...], seed: int = 0) -> Component:
     structure, shapes = abstract(lambda rngs: vae.VAE(config, rngs))
     if shapes.keys() != part.params.keys():
         raise ValueError(
-            f"config.model.vae_widths={widths}: wanted neighbours alike where they are in {old}, only there"
+            f"config.model.vae_widths={widths}: wanted adjacent widths to be equal exactly where those of {old} are"
         )
     rng = np.random.default_rng(seed)
     params = {path: _widen(path, part.params[path], shape.shape, rng) for path, shape in sorted(shapes.items())}
@@ -57,5 +64,7 @@ def _widen(
         parts /= parts.sum(axis=1, keepdims=True)
         wide = (wide[..., None, :] * parts).reshape(*window, inputs * copies, outputs)
     if ".to_q." in path:
-        wide /= (shape[-1] // array.shape[-1]) ** 0.5  # attention sums over more channels than its scale makes up for
+        wide /= (
+            shape[-1] // array.shape[-1]
+        ) ** 0.5  # n times as many channels: q · k grows by n, attention scales by 1 / √n
     return jnp.asarray(wide, array.dtype)

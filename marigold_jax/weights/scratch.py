@@ -1,14 +1,14 @@
-"""A checkpoint made of nothing: an untrained UNet, an exact little VAE, an empty prompt of zeros.
+"""A checkpoint without pretrained weights: an untrained UNet, a small exact VAE, and an empty prompt of zeros.
 
-Training may start from it where no pretrained weights are at hand. It is the real architecture, small, so that what
-is trained from it is exported, loaded and run like any other Marigold.
+Training can start from it if no pretrained weights are available. The architecture is that of Stable Diffusion, but
+smaller, so a model trained from it is exported, loaded and run like any other Marigold model.
 
-The VAE needs no training. Its latent is the mean colour of each cell of pixels, its decoder paints the cell in that
-colour: a coarse image, as latents of Stable Diffusion are, but one that is understood. An AutoencoderKL with these
-weights does exactly that, in spite of its nonlinear layers:
+The VAE needs no training. The latent of a cell of pixels is its mean colour, and the decoder fills the cell with that
+colour. So latents are a coarse image, like those of Stable Diffusion, but with a known meaning. An AutoencoderKL with
+these weights computes this in spite of its nonlinear layers:
 
 - a residual block whose last layer is zero is the identity;
-- beside each colour travels its negative, and silu(x) − silu(−x) = x;
+- the negative of each colour has its own channel, and silu(x) − silu(−x) = x;
 - two constant channels, ±32, dominate the variance of the last GroupNorm, which therefore multiplies by a constant, to
   within 0.1 % for pixels in [−1, 1].
 """
@@ -27,20 +27,26 @@ from marigold_jax.weights.model import DiffusionModel
 from marigold_jax.weights.model_index import ModelIndex
 
 COLORS = 3
-WIDTH = 8  # of the VAE: three colours, their negatives, two constants
+WIDTH = 8  # channels of the VAE: three colours, their negatives, two constants
 CONSTANT = 32.0
 PROMPT_WIDTH = 16
 LAST_OF_BRANCH = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
-# Marigold's own (prs-eth/marigold-depth-v1-1): Stable Diffusion's schedule, rescaled to end in pure noise.
+# That of prs-eth/marigold-depth-v1-1: Stable Diffusion's schedule, rescaled so that it ends in pure noise.
 SCHEDULER = STABLE_DIFFUSION_2_SCHEDULER.replace({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
 
 def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: tuple[int, ...] = ()) -> DiffusionModel:
-    """Returns a checkpoint with a fresh UNet of the given `widths`, one for each level, multiples of 16.
+    """Returns a checkpoint with a randomly initialised UNet.
 
-    Attention is in the two lowest levels. `cell`: pixels to a latent, along one side; a power of two. `vae_widths`, one
-    for each halving and one more, multiples of 8, gives a fresh VAE that is yet to be trained, with latents of four
-    channels, in place of the exact one. Raises ValueError where a number is not as said.
+    Args:
+        widths: channels of the UNet at each level, multiples of 16. The two lowest levels have attention.
+        cell: pixels per latent along one side, a power of two.
+        seed: of the random parameters.
+        vae_widths: channels of the VAE at each level, multiples of 8, for an untrained VAE with four latent channels;
+            one level more than the image is halved. If empty, the VAE is the exact one.
+
+    Raises:
+        ValueError: a number is not of this kind.
     """
     if len(widths) < 2 or any(width % 16 for width in widths) or cell & (cell - 1):
         raise ValueError(
@@ -77,14 +83,14 @@ def scratch(widths: tuple[int, ...], cell: int = 4, seed: int = 0, vae_widths: t
 
 
 def exact_vae(levels: int) -> Component:
-    """The VAE of cell means: see above."""
+    """Returns the VAE whose latents are means of cells; see the docstring of this module."""
     config = vae_config((WIDTH,) * levels, latent_channels=COLORS, norm_num_groups=1, scaling_factor=2.0)
     structure, shapes = abstract(lambda rngs: vae.VAE(config, rngs))
     return Component(config, structure, cell_means({path: x.shape for path, x in shapes.items()}))
 
 
 def fresh_vae(widths: tuple[int, ...], seed: int) -> Component:
-    """A VAE that knows nothing, whose residual branches begin as zero. Training keeps its latents at deviation 1."""
+    """Returns an untrained VAE whose residual branches start as zero. Training keeps its latents at deviation 1."""
     config = vae_config(widths, latent_channels=4, norm_num_groups=2, scaling_factor=1.0)
     structure, params = initialise(lambda rngs: vae.VAE(config, rngs), seed)
     silent = {path: jnp.zeros_like(x) if path.endswith("conv2.kernel") else x for path, x in params.items()}
@@ -101,29 +107,29 @@ def vae_config(widths: tuple[int, ...], **options: object) -> vae.VAEConfig:
 
 
 def quiet(path: str, array: jax.Array) -> jax.Array:
-    """Every residual branch begins as zero, as does the output: the network learns several times faster at first."""
+    """Sets the last layers of residual branches and of the network to zero: early training is several times faster."""
     return jnp.zeros_like(array) if path.endswith(LAST_OF_BRANCH) else array
 
 
 def cell_means(shapes: dict[str, tuple[int, ...]]) -> Params:
-    """The VAE's parameters: see above. What is not named here is zero."""
+    """Returns the parameters of the exact VAE. Parameters that are not set here are zero."""
     params = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     colors = np.arange(COLORS)
     for path, array in params.items():
         if path.endswith("scale"):
             array[:] = 1
         elif path.endswith("downsamplers.0.conv.kernel"):
-            array[:2, :2] = np.eye(WIDTH) / 4  # the mean of two by two pixels; the padding is at the other end
+            array[:2, :2] = np.eye(WIDTH) / 4  # the mean of 2x2 pixels; the padding is at the other end
         elif path.endswith("upsamplers.0.conv.kernel"):
             array[1, 1] = np.eye(WIDTH)
     for half in ("encoder", "decoder"):
         enter, leave = params[f"{half}.conv_in.kernel"], params[f"{half}.conv_out.kernel"]
         enter[1, 1, colors, colors], enter[1, 1, colors, COLORS + colors] = 1, -1
         params[f"{half}.conv_in.bias"][2 * COLORS :] = CONSTANT, -CONSTANT
-        # The deviation of the eight channels, but for the colours' own small part.
+        # The standard deviation of the eight channels, without the small contribution of the colours.
         params[f"{half}.conv_norm_out.scale"][:] = CONSTANT * (2 / WIDTH) ** 0.5
         leave[1, 1, colors, colors], leave[1, 1, COLORS + colors, colors] = 1, -1
-    # The other half of the moments is the logarithm of a variance: none to speak of.
+    # The other half of the moments is the log-variance: a variance of nearly zero.
     params["encoder.conv_out.bias"][COLORS:] = -30
     for layer in ("quant_conv", "post_quant_conv"):
         params[f"{layer}.kernel"][0, 0] = np.eye(len(params[f"{layer}.bias"]))

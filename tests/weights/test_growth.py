@@ -65,8 +65,8 @@ def test_what_cannot_be_widened_is_said(narrow):
             r"vae_widths=\(8, 8, 16, 32\): wanted multiples of \(8, 8, 16, 24\), the VAE's own, or \(\) to",
         ),
         ((8, 8, 16), "wanted multiples"),
-        ((16, 8, 16, 24), "wanted neighbours alike where they are"),
-        ((16, 16, 16, 24), "wanted neighbours alike where they are"),
+        ((16, 8, 16, 24), "wanted adjacent widths to be equal exactly where"),
+        ((16, 16, 16, 24), "wanted adjacent widths to be equal exactly where"),
     ):
         with pytest.raises(ValueError, match=wanted):
             widen(narrow, widths)

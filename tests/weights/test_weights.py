@@ -278,7 +278,7 @@ def test_an_answer_of_nan_is_not_stored(folder, tmp_path):
         folder / "text_encoder" / "model.safetensors",
         lambda tensors: tensors.update({"final_layer_norm.weight": np.full(24, 3e38, np.float32)}),
     )
-    with pytest.raises(ValueError, match=r"text_encoder: its answer to the empty prompt: .* NaN or infinite"):
+    with pytest.raises(ValueError, match=r"text_encoder: its embedding of the empty prompt: .* NaN or infinite"):
         model_folder.load(folder)
     assert not list((tmp_path / "user_cache" / "empty_prompt").iterdir())
 
@@ -762,7 +762,7 @@ def test_a_folder_wins_over_what_ships(original, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "marigold-rooms").symlink_to(original)
     assert hub.resolve("marigold-rooms").resolve() == original.resolve()
-    assert "marigold-rooms: taking the folder of that name here, not the bundled model" in caplog.text
+    assert "marigold-rooms: using this folder, not the bundled model of the same name" in caplog.text
     assert hub.resolve(None) == hub.SHIPPED / "marigold-rooms"
 
 
@@ -792,10 +792,10 @@ def test_odd_names(tmp_path, monkeypatch, name, words):
 
 
 def test_a_revision_is_said_once(tmp_path, caplog):
-    with pytest.raises(ValueError, match="owner/name@a: and revision b: name one of the two"):
+    with pytest.raises(ValueError, match="owner/name@a: another revision was given too, b; give only one of them"):
         hub.resolve("owner/name@a", revision="b")
     assert hub.resolve(tmp_path, revision="b") == tmp_path
-    assert "so revision b plays no part" in caplog.text
+    assert "so revision b is ignored" in caplog.text
 
 
 SINGLE = "diffusion_pytorch_model.safetensors"

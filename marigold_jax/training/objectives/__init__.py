@@ -1,4 +1,4 @@
-"""What training minimises: one file per objective. `contract` describes what they have in common."""
+"""The training objectives, one file each. `contract` describes their common signature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from marigold_jax.training.objectives.end_to_end import end_to_end_objective
 
 @dataclass(frozen=True)
 class Row:
-    """How one objective is made. `runs.objective_facts.FACTS` has a row of the same name, with what it trains.
+    """The constructor of an objective. `runs.objective_facts.FACTS` has a row of the same name, with what it trains.
 
     Attributes:
         make: `make(unet_structure, vae_structure, schedule, target=..., **options)` returns the objective. The keyword

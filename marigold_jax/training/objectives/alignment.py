@@ -1,8 +1,9 @@
-"""Representation alignment (REPA, arXiv 2410.06940): features inside the UNet, compared with those of ImageNet.
+"""Representation alignment (REPA, arXiv 2410.06940): features of the UNet predict those of an ImageNet model.
 
-A network that begins from nothing learns what things look like from depth alone, slowly. Here linear heads read two
-features of the UNet's decoder, and are to say what EfficientNet-lite0 sees in the same image at strides 16 and 32. The
-image is magnified until a cell of stride 16 is a latent. Heads and teacher only help to train; no checkpoint has them.
+A network without pretraining learns image features slowly from depth alone. Here, linear heads read two features of the
+UNet's decoder, and predict the features of EfficientNet-lite0 for the same image at strides 16 and 32. The image is
+enlarged so that a cell of stride 16 is one latent. Heads and teacher are used only in training; checkpoints do not
+contain them.
 """
 
 from collections.abc import Callable
@@ -16,22 +17,23 @@ from marigold_jax.models.functional import Params
 from marigold_jax.models.unet import UNetConfig
 from marigold_jax.training.objectives.contract import Batch, Frozen, Metrics
 
-STRIDE = 16  # of the feature that has one cell to a latent
-SMALLEST_VARIANCE = 1e-4  # of a channel, whose own is some ten
+STRIDE = 16  # of the feature with one cell per latent
+SMALLEST_VARIANCE = 1e-4  # added to the variance of a channel, which is about 10
 
 # (loss, metrics, params, frozen, batch, taps) -> (loss, metrics)
 Addition = Callable[[Array, Metrics, Params, Frozen, Batch, list[Array]], tuple[Array, Metrics]]
 
 
 def tapped(levels: int) -> dict[int, int]:
-    """Stride -> the first block of a UNet's decoder, of so many levels, that puts out a feature of that size."""
+    """Returns stride -> first decoder block whose output has that size, in a UNet of `levels` levels."""
     return {stride: levels - 2 - level for level, stride in enumerate(FEATURES)}
 
 
 def heads(config: UNetConfig) -> Params:
-    """Returns the heads' parameters, zeros: `align.STRIDE.kernel` (c, k).
+    """Returns the parameters of the heads, which are zeros: `align.STRIDE.kernel` (c, k).
 
-    Raises ValueError for a UNet of fewer than three levels: it has no feature as coarse as the teacher's last.
+    Raises:
+        ValueError: the UNet has fewer than three levels, so none of its features is as coarse as the teacher's last.
     """
     widths = config.block_out_channels
     if len(widths) < 3:
@@ -43,7 +45,7 @@ def heads(config: UNetConfig) -> Params:
 
 
 def make_alignment(weight: float) -> Addition:
-    """Returns what adds `weight` times the alignment loss to an objective's own; for 0, what adds nothing.
+    """Returns a function that adds `weight` times the alignment loss to that of an objective. With 0 it adds nothing.
 
     The teacher's parameters are `frozen["teacher"]`.
     """
@@ -60,9 +62,9 @@ def make_alignment(weight: float) -> Addition:
 def alignment_loss(
     params: Params, taps: list[Array], teacher: Params, rgb: Float[Array, "b h w 3"]
 ) -> Float32[Array, ""]:
-    """Returns the mean squared errors of the heads, summed over the two strides; 2 for heads of zero.
+    """Returns the mean squared error of the heads, summed over both strides. It is about 2 if the heads are zero.
 
-    The teacher's channels are standardised over the batch, so that all count the same.
+    The channels of the teacher are standardised over the batch, so that all have the same weight.
     """
     found = tapped(len(taps))
     rows, columns = taps[found[STRIDE]].shape[1:3]

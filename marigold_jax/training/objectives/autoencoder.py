@@ -1,8 +1,8 @@
-"""Learning a VAE: images, and depth maps drawn as images, should come back from their latents.
+"""Trains a VAE to reconstruct images, and targets that are encoded as images.
 
-A squared error alone paints the mean of what a latent might stand for. Beside it stands an absolute error, and one of
-the differences between neighbours at several scales, so that edges stay sharp and surfaces smooth. A little noise on
-the latents teaches the decoder to forgive what a network that predicts latents will get wrong.
+With a squared error alone, reconstructions are blurred: the mean of all images that a latent might encode. An absolute
+error, and an error of differences between adjacent pixels at several scales, keep edges sharp and surfaces smooth. A
+little noise on the latents makes the decoder robust against errors of a network that predicts latents.
 """
 
 import jax
@@ -14,8 +14,8 @@ from marigold_jax.models.functional import Params, Structure
 from marigold_jax.training.objectives.contract import REMAT, Batch, Frozen, Metrics, Objective, cast, row
 from marigold_jax.training.targets import TARGETS
 
-SCALES = 3  # at which neighbours are compared: 1, 2 and 4 pixels
-SMALLEST_ERROR = 1e-5  # squared, so that what is perfect, at 56 dB, has a gradient
+SCALES = 3  # number of scales of the edge error: 1, 2 and 4 pixels
+SMALLEST_ERROR = 1e-5  # added to the squared error, so that the gradient of the PSNR is finite; 56 dB
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
@@ -24,7 +24,7 @@ def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
 
 
 def edge_error(error: Float32[Array, "b h w c"]) -> Float32[Array, ""]:
-    """Returns the mean absolute difference between neighbours of an error image, summed over scales."""
+    """Returns the mean absolute difference between adjacent pixels of an error image, summed over scales."""
     total = jnp.zeros((), jnp.float32)
     for _ in range(SCALES):
         total += jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
@@ -46,16 +46,20 @@ def autoencoder_objective(
     compute_dtype: jax.typing.DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Objective:
-    """Returns the objective of the VAE's parameters, to which the UNet and its schedule mean nothing.
+    """Returns the objective of the VAE's parameters. It does not use the UNet and the noise schedule.
 
     Args:
-        target: what is encoded beside the photograph; "depth" or "normals".
-        decibels: weight of the PSNR of each picture, that is, of the logarithm of its squared error.
-        absolute, edges: weights of these errors beside the squared one.
-        latents: weight of how far each channel of the latents is from mean 0 and deviation 1.
-        noise: deviation of the noise on latents that the decoder sees.
+        unet_structure: not used.
+        vae_structure: of the VAE; see `models.functional`.
+        schedule: not used.
+        target: what is encoded in addition to the image: "depth" or "normals".
+        decibels: weight of the PSNR of each image, that is, of the logarithm of its squared error.
+        absolute: weight of the absolute error. The squared error has weight 1.
+        edges: weight of the edge error.
+        latents: weight of the deviation of each latent channel from mean 0 and standard deviation 1.
+        noise: standard deviation of the noise on the latents that are decoded.
         compute_dtype: of the network.
-        remat: a row of `REMAT`; with any but "none", the whole network is computed again going backward.
+        remat: a row of `REMAT`. With any but "none", the whole network is computed again in the backward pass.
 
     Raises:
         ValueError: the target or remat is unknown.
@@ -78,7 +82,9 @@ def autoencoder_objective(
         error = painted - pixels
         spread = jnp.mean(jnp.mean(z, (0, 1, 2)) ** 2) + jnp.mean((jnp.sqrt(jnp.var(z, (0, 1, 2)) + 1e-6) - 1) ** 2)
         squared = jnp.mean(error**2, axis=(1, 2, 3))
-        psnr = -10 * jnp.log10((squared + SMALLEST_ERROR) / 4)  # of each picture; 4: the square of [-1, 1]'s length
+        psnr = -10 * jnp.log10(
+            (squared + SMALLEST_ERROR) / 4
+        )  # of each image; 4 is the square of the range of pixels, [-1, 1]
         loss = jnp.mean(squared) + absolute * jnp.mean(jnp.abs(error)) + edges * edge_error(error) + latents * spread
         return loss - decibels * jnp.mean(psnr), {"psnr": jnp.mean(psnr[: len(batch["rgb"])])}
 

@@ -1,4 +1,4 @@
-"""What all objectives have in common, and the tables that several of them read.
+"""The signature of all objectives, and tables that several of them use.
 
 An objective is a function `(params, frozen, batch, key) -> (loss, metrics)`. `params` are the parameters that train.
 `frozen` holds the arrays that do not train, by name: `{"vae": params, "empty_prompt": (n, d)}`. An objective that
@@ -33,12 +33,12 @@ NOISES = {
 
 
 def _is_linear_layer(primitive: Any, *operands: Any, **options: Any) -> bool:
-    """Whether a kernel multiplies tokens (b, n, c). JAX's own policies would store blockwise attention's logits."""
+    """Whether a kernel multiplies tokens (b, n, c). JAX's policies would store the logits of blockwise attention."""
     return primitive is jax.lax.dot_general_p and [operand.ndim for operand in operands] == [3, 2]
 
 
-# What is stored of the inside of a resnet or transformer block for the backward pass: everything, nothing, or the
-# outputs of linear layers. With the last two, convolutions and attention are computed again. (XLA for CPUs merges the
+# What is stored inside a resnet or transformer block for the backward pass: everything, nothing, or the outputs of
+# linear layers. With the last two, convolutions and attention are computed again. (XLA for CPUs merges the
 # repeated computations, so no memory is saved there; XLA for GPUs and TPUs does not.)
 REMAT = {
     "none": lambda function: function,

@@ -1,4 +1,4 @@
-"""Marigold's objective (arXiv 2312.02145, section 3.2): denoise the target's latent beside the image's."""
+"""Marigold's objective (arXiv 2312.02145, section 3.2): denoise the latent of the target, given that of the image."""
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,13 @@ def diffusion_objective(
 def diffusion_draw(
     schedule: NoiseSchedule, *, noise: str = "multi_resolution", strength: float = 0.9, annealed: bool = True
 ) -> Draw:
-    """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: all that is random in the objective.
+    """Returns `draw(key, shape) -> (timesteps (b,), noise (b, i, j, z))`: the random part of the objective.
 
     Args:
+        schedule: of the noise.
         noise: a row of `NOISES`.
         strength: of the coarse levels ("multi_resolution") or of the offset ("offset").
-        annealed: lets the strength of each sample grow with its timestep, from 0 to `strength`.
+        annealed: whether the strength of each sample is proportional to its timestep, from 0 to `strength`.
 
     Raises:
         ValueError: the noise is unknown.
@@ -74,13 +75,15 @@ def diffusion_loss(
     remat: str = "none",
     align: float = 0.0,
 ) -> Loss:
-    """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: all that is not random.
+    """Returns `loss(params, frozen, batch, timesteps, noise) -> (loss, metrics)`: the deterministic part.
 
     Args:
+        unet_structure, vae_structure: of the networks; see `models.functional`.
+        schedule: of the noise.
         target: a row of `TARGETS`.
-        compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are float32 in any case.
-        remat: a row of `REMAT`: less memory for more time.
-        align: what the loss of `training.objectives.alignment` is worth beside this one; then batches must hold images.
+        compute_dtype: of the networks. Parameters, noise schedule, loss and gradients are always float32.
+        remat: a row of `REMAT`; it saves memory and costs time.
+        align: weight of the loss in `training.objectives.alignment`. If it is not 0, batches must hold images.
 
     Raises:
         ValueError: the target or remat is unknown; or, when called, the UNet does not read two latents.
@@ -100,7 +103,7 @@ def diffusion_loss(
         require_two_latents(unet, rgb)
         x_t = schedule.add_noise(x0, noise, timesteps)
         context = context_of(frozen, len(rgb), compute_dtype)
-        # The image comes first: so the released weights have it.
+        # The image comes first, as in the released weights.
         both = jnp.concatenate([rgb, x_t.astype(compute_dtype)], axis=-1)
         taps: list[jax.Array] = []
         output = unet(both, timesteps, context, checkpoint, taps)

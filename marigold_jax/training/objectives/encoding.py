@@ -1,4 +1,4 @@
-"""What the objectives of latent diffusion share: latents of image and target, the prompt, and random draws."""
+"""Code that the latent diffusion objectives share: latents of image and target, the prompt, and random draws."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ Latents = tuple[Float[Array, "b i j z"], Float[Array, "b i j z"], Bool[Array, "b
 
 
 def compose(vae_structure: Structure, draw: Draw, loss: Loss) -> Objective:
-    """Returns the objective whose `loss` is given the timesteps and noise that `draw` makes of its key."""
+    """Returns the objective that calls `loss` with the timesteps and noise that `draw` returns for its key."""
 
     def objective(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKeyArray
@@ -39,10 +39,12 @@ def compose(vae_structure: Structure, draw: Draw, loss: Loss) -> Objective:
 def make_encode(
     vae_structure: Structure, target: str, compute_dtype: jax.typing.DTypeLike
 ) -> Callable[[Frozen, Batch], Latents]:
-    """Returns `encode(frozen, batch)`: latents of images, of targets drawn as images, and which of the latter count.
+    """Returns `encode(frozen, batch)`: latents of images, latents of targets, and the mask of valid target latents.
 
-    No gradient flows through them. They are taken from the batch, where it has them. Raises ValueError for an unknown
-    target.
+    Latents are read from the batch if it has them. No gradient flows through them.
+
+    Raises:
+        ValueError: the target is unknown.
     """
     modality = row(TARGETS, "target", target)
 
@@ -51,8 +53,8 @@ def make_encode(
             latents, mask = batch["latents"], batch["latent_mask"]
         else:
             vae = functional.merge(vae_structure, cast(frozen["vae"], compute_dtype))
-            # Image and target go through the VAE as one batch, so that it is compiled once; as neighbours, so that a
-            # batch which is split over devices stays split.
+            # Images and targets are one batch, so that the VAE is compiled once. Each target follows its image, so that
+            # a batch that is split over devices stays split.
             pairs = jnp.stack([batch["rgb"], modality.to_pixels(batch[modality.key])], axis=1)
             latents = vae.encode(pairs.reshape(-1, *pairs.shape[2:]).astype(compute_dtype))
             latents = jax.lax.stop_gradient(latents).reshape(*pairs.shape[:2], *latents.shape[1:])
@@ -63,7 +65,7 @@ def make_encode(
 
 
 def context_of(frozen: Frozen, count: int, dtype: jax.typing.DTypeLike) -> Float[Array, "b n d"]:
-    """Returns the empty prompt, once for each sample."""
+    """Returns the embedding of the empty prompt, repeated for each sample."""
     prompt = frozen["empty_prompt"].astype(dtype)
     return jnp.broadcast_to(prompt, (count, *prompt.shape))
 

@@ -1,7 +1,13 @@
 """End-to-end fine-tuning (arXiv 2409.11355, section 4): one step at the last timestep, with a loss on decoded pixels.
 
-The UNet reads the image's latent beside noise or zeros. From its output follows the clean latent, which the frozen
-decoder turns into pixels, and the loss compares these with the ground truth. Gradients flow back through the decoder.
+The UNet reads the latent of the image, and noise or zeros. The clean latent that follows from its output is decoded by
+the frozen VAE, and the loss compares the pixels with the ground truth. Gradients flow through the decoder.
+
+With such a loss alone, the network learns to ignore the noise, and all members of an ensemble are equal. With the
+option `spread`, every image is predicted twice, with different noise, and the loss falls with the distance between the
+two predictions. At `spread` 1 the loss of an ensemble of two is the fair CRPS (arXiv 2412.15832, section 2), which is
+least if members vary as much as the ground truth might. At smaller values members vary less, and a single one is not
+much worse than their median.
 """
 
 from collections.abc import Callable
@@ -28,9 +34,9 @@ def _metres(batch: Batch) -> Array:
     return (batch["span"] / 2).reshape(-1, 1, 1, 1)
 
 
-# The unit of errors in depth: a factor (b, 1, 1, 1) or (b, h, w, 1) for the error of the aligned prediction. "metres"
-# is the paper's choice and weighs deep scenes more. With "normalised", all scenes weigh the same. "relative" divides by
-# the depth of the pixel, so that the loss is AbsRel.
+# The unit of depth errors: a factor (b, 1, 1, 1) or (b, h, w, 1) for the error of the aligned prediction. "metres" is
+# the choice of the paper, and gives deep scenes more weight. With "normalised", all scenes have the same weight.
+# "relative" divides by the depth of the pixel, so that the loss is AbsRel.
 UNITS = {
     "metres": _metres,
     "normalised": lambda batch: jnp.ones((len(batch["rgb"]), 1, 1, 1)),
@@ -99,21 +105,15 @@ def end_to_end_objective(
 ) -> Objective:
     """Returns the objective: the scale-and-shift-invariant L1 of depth, or the mean angle of normals, in radians.
 
-    With such a loss alone, the network learns to ignore the noise, and all members of an ensemble are the same. With
-    `spread` it sees every image twice, with different noise, and the loss falls with the distance between the two
-    predictions. At `spread` 1 the loss of an ensemble of two is the fair CRPS (arXiv 2412.15832, section 2), which is
-    least if members vary as much as the ground truth might. At smaller values members vary less, and a single one is
-    not much worse than their median.
-
     Args:
         unet_structure, vae_structure: of the networks; see `models.functional`.
         schedule: of the noise; only its last timestep is used.
         target: a row of `TARGETS`.
-        noise: what stands in for the target's noisy latent: "zeros", or a row of `NOISES`.
+        noise: the input instead of the noisy latent of the target: "zeros", or a row of `NOISES`.
         strength: of the noise, for the kinds that have one.
         units: of the depth loss; a row of `UNITS`. All but "normalised" need `span` (b,) in the batch, the metres that
             the target's range [-1, 1] stands for; "relative" also needs `depth` (b, h, w, 1), in metres.
-        compute_dtype: of the networks. Parameters, alignment, loss and gradients are float32 in any case.
+        compute_dtype: of the networks. Parameters, alignment, loss and gradients are always float32.
         remat: a row of `REMAT`, for UNet and decoder. With any but "none", images are decoded one at a time.
         align: weight of the loss in `training.objectives.alignment`.
         spread: weight of half the distance between two members, from 0 to 1; at 0 there is only one member.
@@ -122,10 +122,11 @@ def end_to_end_objective(
         ValueError: the target, noise, units or remat is unknown, or `spread` is not 0 and there is no noise.
     """
     modality, draw = row(TARGETS, "target", target), row(DRAWS, "noise", noise)
-    weight_of = row(UNITS, "units", units)
-    row(REMAT, "remat", remat)
+    weight_of, _ = row(UNITS, "units", units), row(REMAT, "remat", remat)
     if spread and noise == "zeros":
-        raise ValueError(f"objective: spread is {spread} and noise is 'zeros': wanted noise for members to differ by")
+        raise ValueError(
+            f"objective: spread is {spread} and noise is 'zeros': wanted noise, so that members can differ"
+        )
     members, add_alignment = 2 if spread else 1, make_alignment(align)
 
     def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:

@@ -1,11 +1,11 @@
-"""Any objective as a function of low-rank corrections alone (LoRA, arXiv 2106.09685); see `weights.lora`."""
+"""Turns any objective into one of low-rank corrections (LoRA, arXiv 2106.09685); see `weights.lora`."""
 
 from marigold_jax.training.objectives.contract import Objective
 from marigold_jax.weights import lora
 
 
 def of_corrections(objective: Objective) -> Objective:
-    """Returns the objective of a UNet whose base weights stay and whose corrections train.
+    """Returns the objective of the corrections to a UNet whose base weights are frozen.
 
     Args:
         objective: of the whole UNet's parameters.
