@@ -11,7 +11,7 @@ demo *arguments:
 test *arguments:
     bash launch/test.sh {{ arguments }}
 
-# The same without the slow tests
+# The same without the slow tests and those that compare with PyTorch
 fast *arguments:
     bash launch/test.sh fast {{ arguments }}
 

@@ -15,3 +15,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Compiling is nine tenths of the suite's time, and this halves it. `benchmarks/` runs the optimised programs.
 jax.config.update("jax_disable_most_optimizations", True)
+
+ORACLES = {"diffusers", "oracle", "torch", "transformers"}
+
+
+def pytest_collection_modifyitems(items):
+    """A test is of the tier `parity` if its file compares with PyTorch, diffusers or transformers."""
+    for item in items:
+        if ORACLES & vars(item.module).keys():
+            item.add_marker("parity")

@@ -57,6 +57,7 @@ def read(out, which):
     return list(csv.DictReader(open(out / f"{which}.csv")))
 
 
+@pytest.mark.slow
 def test_ensembles_are_those_of_the_first_seeds(data_dir, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "SIZES", (1, 3))
     assert run(data_dir, tmp_path, "ensemble", "--checkpoint", model, "--processing_res", 0) == 0
@@ -81,6 +82,7 @@ def test_steps_of_either_spacing(data_dir, model, tmp_path, monkeypatch):
     assert len({row["abs_rel"] for row in rows}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "flags", "overrides"),
     [

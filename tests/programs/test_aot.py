@@ -209,6 +209,7 @@ def test_collectives_in_loops_in_fusions_and_begun_early():
 # -------------------------------------------------------------------------------------------------------- whole program
 
 
+@pytest.mark.slow
 def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     chip = Chip(2**30, 1e12, 1e11, 1e10)
     monkeypatch.setattr(slices, "devices", lambda target: jax.devices()[:2])
@@ -235,6 +236,7 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
     assert f"of 1.00 GiB ({sum(gradient.bytes.values()) / chip.memory:.1%})" in out
 
 
+@pytest.mark.slow
 def test_stored_latents_leave_the_vae_out():
     chip, config = jax.devices()[:1], small_config(run__latents="float32")
     gradient, update = aot.train(config, chip)
@@ -246,6 +248,7 @@ def test_stored_latents_leave_the_vae_out():
         next(aot.train(small_config({"name": "end_to_end", "prompt_length": 2}, run__latents="float32"), chip))
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_weights():
     shapes, loaded = shapes_of(SHIPPED / "marigold-rooms"), model_folder.load(SHIPPED / "marigold-rooms")
     for name in ("unet", "vae"):

@@ -115,6 +115,7 @@ def trained(tmp_path_factory, environment):
     return root
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped_and_does_the_same(trained, environment, tmp_path):
     """Two processes on latents did both steps; one process, on pixels, repeats the second."""
     assert len(list((trained / "rgbd" / "mine" / "latents-train").glob("*.array_record"))) == 2
@@ -135,6 +136,7 @@ def test_one_process_goes_on_where_two_stopped_and_does_the_same(trained, enviro
         np.testing.assert_allclose(ours[name], array, rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_every_picture_is_predicted_once(trained, environment, tmp_path):
     pictures = sorted((trained / "mine" / "rgb").glob("*.png"))[:5]
     flags = ["--input", *pictures, "--checkpoint", trained / "two" / "export", "--output_dir", tmp_path / "out"]
@@ -195,6 +197,7 @@ def test_an_incomplete_environment_costs_one_line(monkeypatch, variables, words)
 # -------------------------------------------------------------------------------------------------------------- devices
 
 
+@pytest.mark.slow
 def test_any_mesh_gives_the_same_losses(monkeypatch):
     """4 x 2 against a single device is in test_training.py, through UNet and VAE; here are the others, in small."""
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # these kernels are no larger

@@ -109,6 +109,7 @@ def test_metres_need_no_alignment(data_dir, split, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "mine" / "metrics.json").read_text())["abs_rel"] == 0
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_and_an_interrupted_run_goes_on(data_dir, tmp_path, capsys):
     model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     out, flags = tmp_path / "out", ("--checkpoint", tmp_path / "model", "--limit", 3, *QUICK)
@@ -217,6 +218,7 @@ def known(example):
     return example["mask"] & (np.linalg.norm(example["normals"], axis=-1, keepdims=True) > 0)
 
 
+@pytest.mark.slow
 def test_processes_predict_a_share_each_and_the_first_scores(data_dir, tmp_path, capsys, monkeypatch):
     model_folder.save(scratch((16, 16), 4), tmp_path / "model")
     waited = []
@@ -279,6 +281,7 @@ def test_depth_has_no_convention_of_normals(data_dir, maps, tmp_path, capsys):
     assert "--normals_convention: mine is scored on depth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, capsys):
     index = ModelIndex({"_class_name": "MarigoldNormalsPipeline"})
     model_folder.save(dataclasses.replace(scratch((16, 16), 4), index=index), tmp_path / "model")
@@ -301,6 +304,7 @@ def test_a_model_of_normals_is_scored_where_there_are_some(data_dir, tmp_path, c
     assert not (tmp_path / "none").exists()  # nothing that would be in the way of another checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -394,6 +398,7 @@ def written(path, name, values):
     np.save(path, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_maps_of_any_layout_get_the_same_scores(data_dir, split, maps, tmp_path, capsys, layout):
     assert run(data_dir, tmp_path / "out", "--predictions", maps) == 0

@@ -278,6 +278,7 @@ def run_mutants(bases, folder, seed, count, monkeypatch):
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_200_mutants_of_a_checkpoint(bases, tmp_path, monkeypatch):
     monkeypatch.setenv("MARIGOLD_JAX_CACHE", str(tmp_path / "cache"))

@@ -132,6 +132,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "message"), BAD)
 def test_nonsense_costs_one_line_before_anything_is_trained(place, monkeypatch, changes, message):
     monkeypatch.chdir(place)

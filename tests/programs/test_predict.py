@@ -753,6 +753,7 @@ def test_who_has_no_home_goes_without_the_cache(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- a real checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["depth", "normals"])
 def test_the_program_saves_what_the_pipeline_returns(tmp_path, photos, modality, monkeypatch):
     monkeypatch.setattr(compilation_cache, "enable_cache", lambda: None)

@@ -45,6 +45,7 @@ def contents(data_dir):
     return {str(path.relative_to(data_dir)): path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(raw, tmp_path):
     assert run(raw, tmp_path / "one") == run(raw, tmp_path / "two", workers=2) == 0
     one = contents(tmp_path / "one")
@@ -59,6 +60,7 @@ def test_worker_processes_change_nothing(raw, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [5, 20, 39])
 def test_a_killed_run_goes_on_and_ends_the_same(raw, tmp_path, capsys, monkeypatch, stop_at):
     assert run(raw, tmp_path / "straight") == 0

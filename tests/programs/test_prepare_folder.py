@@ -189,6 +189,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage, reason", BROKEN)
 def test_broken_frames_are_left_out_and_reported(raw, tmp_path, capfd, damage, reason):
     damage(raw)

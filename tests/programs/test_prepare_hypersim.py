@@ -242,6 +242,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage, reason", BROKEN.items(), ids=lambda value: getattr(value, "__name__", None))
 def test_broken_frames_are_left_out_and_reported(raw, tmp_path, capsys, damage, reason):
     damage(paths(raw, "ai_001_001", "cam_00", 1))

@@ -44,6 +44,7 @@ def test_a_dataset_like_the_others(data_dir):
     assert batch["rgb"].shape == (2, 24, 32, 3) and batch["span"].shape == (2,) and (batch["span"] > 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_flags_give_the_same_bytes_and_others_others(data_dir, tmp_path):
     def contents(folder):
         files = (folder / "rgbd" / "rooms").rglob("*")
@@ -73,6 +74,7 @@ def test_the_first_scenes_are_the_same_however_many_there_are():
     assert len({frame.kind for frame in frames.list_frames(settings, 50)}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [(["--scenes", "0"], "--scenes"), (["--size", "8", "8"], "--size"), (["--assets", "nowhere"], "nowhere")],

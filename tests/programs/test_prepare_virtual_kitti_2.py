@@ -187,6 +187,7 @@ def _only_sky(root):
     path.write_bytes(encode(np.full((375, 1242), 65535, np.uint16), "png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, reason",
     [

@@ -35,6 +35,7 @@ def test_a_student_keeps_its_teachers_schedule(reference):
             start_from(ModelOptions(**model, scheduler=wrong), objective)
 
 
+@pytest.mark.slow
 def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, reference, tmp_path, monkeypatch):
     row = OBJECTIVES["consistency"]
 

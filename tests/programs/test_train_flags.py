@@ -14,6 +14,7 @@ from marigold_jax.training import configuration, recipes
 CONFIGS = recipes.names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flag, status, complaint",
     [
@@ -34,12 +35,14 @@ def test_wrong_flags_cost_one_line(refused, tmp_path, flag, status, complaint):
     assert found == status and complaint in said.err and said.err.count("\n") == 1, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--config.run.steps=3"]])
 def test_a_missing_configuration_costs_one_line(refused, tmp_path, more):
     status, said = refused("train", ["--config", "nowhere.py", "--workdir", tmp_path / "run", *more])
     assert status == 2 and "nowhere.py" in said.err and said.err.count("\n") == 1, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program, flags, status, wanted",
     [

@@ -17,6 +17,7 @@ from marigold_jax.runs.locate import exported
 from marigold_jax.training import progress
 
 
+@pytest.mark.slow
 def test_asked_to_stop_after_it_was_decided_what_to_save(here, tmp_path, monkeypatch):
     """Between the look at the signals and the next step: nothing that was said to be done may be lost."""
     record, asked = progress.Progress.record, []
@@ -38,6 +39,7 @@ def test_asked_to_stop_after_it_was_decided_what_to_save(here, tmp_path, monkeyp
 GOLDEN = (1.522540, 1.393737, 1.371201, 1.362188)
 
 
+@pytest.mark.slow
 def test_golden_losses_on_one_device_and_on_eight(here, tmp_path):
     one = here(tmp_path / "one", 1, run__steps=4, run__evaluate_every=0)
     np.testing.assert_allclose(one, GOLDEN, rtol=1e-4)
@@ -48,6 +50,7 @@ def test_golden_losses_on_one_device_and_on_eight(here, tmp_path):
     np.testing.assert_allclose(changed, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_is_one_line_and_merged_on_export(here, reference, tmp_path):
     start = {"model__checkpoint": str(reference / "export"), "optim__ema_decay": 0.0}
     here(tmp_path / "run", 8, run__steps=3, run__evaluate_every=3, run__fsdp=2, optim__lora_rank=2, **start)
@@ -63,6 +66,7 @@ def test_lora_is_one_line_and_merged_on_export(here, reference, tmp_path):
         np.testing.assert_allclose(array, after[name], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_vae_is_trained_by_the_same_program(here, tmp_path):
     changes = {"model__cell": 8, "model__vae_widths": (8, 8, 16, 16), "data__accumulation": 1, "data__size": (32, 48)}
     objective = {"name": "autoencoder", "prompt_length": 2}
@@ -74,6 +78,7 @@ def test_a_vae_is_trained_by_the_same_program(here, tmp_path):
     assert pipe(Primitives(1, (32, 48))[0]["rgb"]).prediction.shape == (1, 32, 48, 1)
 
 
+@pytest.mark.slow
 def test_end_to_end_continues_what_diffusion_began(here, reference, tmp_path):
     start = {"model__checkpoint": str(reference / "export"), "optim__warmup_steps": 1}
     objective = {"name": "end_to_end", "noise": "gaussian", "units": "normalised", "prompt_length": 77}
@@ -82,6 +87,7 @@ def test_end_to_end_continues_what_diffusion_began(here, reference, tmp_path):
     assert records(tmp_path / "run")[-1]["abs_rel"] < records(reference)[-1]["abs_rel"]
 
 
+@pytest.mark.slow
 def test_a_run_that_aligns_leaves_an_ordinary_checkpoint(here, tmp_path):
     changes = {"model__widths": (16, 16, 16), "data__size": (32, 48), "data__batch_size": 2, "data__accumulation": 1}
     objective = {"name": "diffusion", "prompt_length": 2, "align": 1.0}
@@ -98,6 +104,7 @@ def test_a_run_that_aligns_leaves_an_ordinary_checkpoint(here, tmp_path):
         np.testing.assert_allclose(array, written[name], atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 3: .* not finite 2 times in a row; lower config.optim"):
         here(tmp_path / "run", 1, run__max_skipped=2, run__evaluate_every=0, objective__strength=float("inf"))

@@ -57,6 +57,7 @@ def tiny(name, start):
     return config.lock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_resolves(name, tiny_checkpoints):
     """To a checkpoint, an objective whose gradient can be traced, and an optimiser; the quickstart's way runs above."""
@@ -73,6 +74,7 @@ def test_every_configuration_resolves(name, tiny_checkpoints):
     assert config.model.prediction in VALIDATIONS[setup.trains]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prediction, judge, start", [("depth", "abs_rel", "narrow"), ("normals", "mean_angle", "wide")]
 )

@@ -31,6 +31,7 @@ def wait_for_step(process, workdir, step):
     pytest.fail(f"the run did not come to step {step}")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_promised(reference):
     config = json.loads((reference / "config.json").read_text())
     assert set(config) == {"model", "data", "objective", "optim", "run"}
@@ -53,6 +54,7 @@ def test_a_run_says_what_it_is_doing(reference):
     assert lines.count("validating 2 pictures") == 2 and lines[-1].startswith("finished: ")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_over_is_read_while_another_may_not_write(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     with open(workdir / "metrics.jsonl", "a") as file:
@@ -67,6 +69,7 @@ def test_a_run_that_is_over_is_read_while_another_may_not_write(reference, run, 
     assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_the_export_loads_here_and_in_diffusers(reference):
     pipe = Marigold.from_pretrained(reference / "export")
     theirs = diffusers.MarigoldDepthPipeline.from_pretrained(reference / "export")
@@ -79,6 +82,7 @@ def test_the_export_loads_here_and_in_diffusers(reference):
     np.testing.assert_allclose(ours, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_disturbed_run_ends_as_an_undisturbed_one(reference, run, environment, tmp_path):
     """Killed, then asked to stop in two ways: four processes, one after the other, do what one did."""
     workdir = tmp_path / "run"
@@ -100,6 +104,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(reference, run, environment,
     assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
@@ -113,6 +118,7 @@ def test_a_corrupt_checkpoint_is_passed_over(reference, run, tmp_path):
     assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_one_line_and_no_checkpoint(reference, run, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(workdir / "export")
@@ -132,6 +138,7 @@ def test_another_configuration_is_refused(reference):
         train.train(small_config(optim__learning_rate=0.1), reference)
 
 
+@pytest.mark.slow
 def test_worker_processes_leave_nothing_behind(run, tmp_path):
     done = run(command(tmp_path / "run", "--config.data.num_workers=1", "--config.run.evaluate_every=0"))
     assert "leaked" not in done.stderr

@@ -227,6 +227,7 @@ def listing():
     return sorted(path for folder in (ROOT, LAUNCH) for path in os.listdir(folder) if not path.startswith("."))
 
 
+@pytest.mark.slow
 def test_predict_from_top_to_bottom(execute, tmp_path):
     said, pictures = execute("predict", PICTURES=PHOTOGRAPHS, ENSEMBLE_SIZE=3, RESOLUTION=96)
     assert pictures == 3 and "2 of 2 pictures written" in said and "1 of 1 pictures written" in said
@@ -242,6 +243,7 @@ def test_predict_from_top_to_bottom(execute, tmp_path):
     assert f"(1, {', '.join(map(str, size))}, 1) float32" in said  # from Python
 
 
+@pytest.mark.slow
 def test_finetune_from_top_to_bottom(execute, tmp_path):
     tiny = str(oracle.save_pipeline(tmp_path / "tiny"))  # what ships takes a minute to compile
     small = {"STEPS": 2, "BATCH_SIZE": 1, "SIZE": (32, 48), "MADE": {"train": 2, "val": 2}}
@@ -260,6 +262,7 @@ def test_finetune_from_top_to_bottom(execute, tmp_path):
     assert description["default_processing_resolution"] == 48
 
 
+@pytest.mark.slow
 def test_evaluate_from_top_to_bottom(execute, tmp_path):
     said, pictures = execute("evaluate", SCENES=2, VIEWS=1, SIZE=(48, 64), RESOLUTION=48)
     assert pictures == 3

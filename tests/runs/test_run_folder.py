@@ -206,6 +206,7 @@ def test_plain_stable_diffusion_is_widened_and_described(tmp_path):
         start_from(ModelOptions(str(folder), prediction="heat"))
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_when_asked_and_only_when_need_be(tmp_path, monkeypatch):
     run_folder.claim(tmp_path, CONFIG)
     with pytest.raises(FileNotFoundError, match="has not saved a checkpoint yet"):
@@ -242,6 +243,7 @@ def test_trained_parameters_are_gathered_on_one_device():
         np.testing.assert_array_equal(array, base.unet.params[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [1, 2, 4])
 def test_the_vae_made_of_nothing_is_exact(cell):
     base = scratch((16, 16), cell)
@@ -455,6 +457,7 @@ def test_a_base_is_found_from_anywhere_or_said_to_be_gone(tiny, resave, tmp_path
     begin(tmp_path / "run", config)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_a_run_may_not_go_on(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     objective = {"name": "autoencoder", "prompt_length": 2}

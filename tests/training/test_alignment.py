@@ -109,6 +109,7 @@ def three_levels():
     }
 
 
+@pytest.mark.slow
 def test_heads_fit_what_the_unet_puts_out(base):
     for config, size in ((base.unet.config, (8, 12)), (SD2, (16, 24))):
         structure, shapes = functional.abstract(lambda rngs, config=config: type_of(base)(config, rngs))
@@ -133,6 +134,7 @@ def type_of(base):
     return type(functional.merge(base.unet.structure, base.unet.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_objective_has_two_parts(base, batch, name):
     setup = make_setup(base, config_of(OBJECTIVES[name] | {"align": 2.0}))
@@ -143,6 +145,7 @@ def test_the_objective_has_two_parts(base, batch, name):
     assert gradients.keys() - base.unet.params.keys() == {"align.16.kernel", "align.32.kernel"}
 
 
+@pytest.mark.slow
 def test_training_aligns_and_the_checkpoint_does_not_show_it(base, batch):
     setup = make_setup(base, config_of(OBJECTIVES["end_to_end"] | {"align": 2.0}))
     step = jax.jit(jax.value_and_grad(setup.objective, has_aux=True))

@@ -29,6 +29,7 @@ def test_psnr_of_a_known_error():
     assert psnr(truth, truth) == float("inf")
 
 
+@pytest.mark.slow
 def test_the_loss_is_what_its_parts_add_up_to():
     base = scratch((16, 16), 4)  # its VAE paints every cell in its mean colour
     random = np.random.default_rng(0)
@@ -54,6 +55,7 @@ def test_the_loss_is_what_its_parts_add_up_to():
     np.testing.assert_allclose(metrics["psnr"], np.mean(of_each), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_fresh_vae_has_the_shape_that_was_asked_for():
     base = scratch((16, 32), 8, vae_widths=(8, 8, 16, 16))
     vae = functional.merge(base.vae.structure, base.vae.params)

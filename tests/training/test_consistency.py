@@ -104,6 +104,7 @@ def torch_loss(networks, batch, prompt, prediction_type):
     return (torch.sqrt(torch.cat(errors) ** 2 + HUBER**2) - HUBER).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_loss_and_gradients_equal_pytorch(networks, batch, prompt, prediction_type):
     theirs, ours = networks

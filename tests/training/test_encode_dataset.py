@@ -97,6 +97,7 @@ def test_a_record_gives_back_what_it_was_given():
         np.testing.assert_array_equal(found["latent_mask"], mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "num_workers"), [("depth", 0), ("normals", 1)])
 def test_both_orientations_of_every_frame_are_what_the_encoder_says(data, target, num_workers):
     found, split, component = cached(data, target=target, num_workers=num_workers), split_of(data), vae()
@@ -146,6 +147,7 @@ def run(monkeypatch, data, tmp_path):
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_training_on_latents_is_training(run, data):
     """Against the objective on the loader's pixels. The first update, that of the warm-up, moves nothing."""
     config, (first, second) = run()

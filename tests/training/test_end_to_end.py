@@ -68,6 +68,7 @@ def both(tmp_path_factory):
     return pipe, model_folder.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "spread"), [*((units, 0.0) for units in UNITS), ("relative", 0.4)])
 @pytest.mark.parametrize("target", TORCH_LOSSES)
 def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
@@ -119,6 +120,7 @@ def test_loss_and_gradients_equal_pytorch(both, batch, target, units, spread):
         assert np.linalg.norm(got - want) <= 1e-4 * max(np.linalg.norm(want), 1e-6), path
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_changes_nothing(both, batch):
     _, ours = both
     schedule = NoiseSchedule.from_config(ours.scheduler)

@@ -98,6 +98,7 @@ def test_masked_mse_of_nothing_is_zero():
     assert value == 0 and not gradient.any()
 
 
+@pytest.mark.slow
 def test_draws_are_the_noise_of_the_table():
     key, shape = jax.random.key(3), (4, 6, 8, 4)
     timestep_key, noise_key = jax.random.split(key)
@@ -215,6 +216,7 @@ def assert_same_parameters(ours, theirs, close):
         close(name, torch_names.to_torch(path, np.asarray(array)), theirs[name].detach().numpy())
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_pytorchs(networks, steps):
     one_step, _, init = steps
     batches = [with_draw(a_batch(seed), seed) for seed in (1, 2)]
@@ -232,6 +234,7 @@ def test_loss_and_gradients_are_pytorchs(networks, steps):
     assert_same_parameters(accumulator["gradients"], ((n, p.grad) for n, p in pytorch.unet.named_parameters()), close)
 
 
+@pytest.mark.slow
 def test_five_steps_are_pytorchs(networks, steps):
     """Two micro-batches to a step, of one shape or of two: sources of different sizes are mixed."""
     one_step, update, init = steps
@@ -355,6 +358,7 @@ def test_normals_are_encoded_as_they_are_and_need_no_mask(mini, mini_batch, plai
     assert float(metrics["valid_latents"]) == 1
 
 
+@pytest.mark.slow
 def test_rematerialisation_saves_memory_and_changes_nothing(mini):
     unet_structure, params, _, _ = mini
     random = np.random.default_rng(0)
@@ -390,6 +394,7 @@ def test_a_unet_without_room_for_the_image_is_refused(mini, mini_batch):
         jax.eval_shape(objective, params, frozen, mini_batch, None)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(mini, monkeypatch):
     """data=4 × fsdp=2 against one device, through the whole objective: its draws too are the same."""
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # these networks have nothing larger
