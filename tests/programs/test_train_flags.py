@@ -52,7 +52,7 @@ def test_a_missing_configuration_costs_one_line(refused, tmp_path, more):
             0,
             ["Trains or fine-tunes", "--workdir", "is executed", "--config.SECTION.KEY", "  lcm "],
         ),
-        ("aot", ["--help"], 0, ["What a training or a", "--target", "--dtype", "is executed", "  lcm "]),
+        ("aot", ["--help"], 0, ["Shows what training and", "--target", "--dtype", "is executed", "  lcm "]),
         ("train", ["--version"], 0, [f"marigold_jax {marigold_jax.__version__}\n"]),
         ("train", ["--workdir", "run"], 2, ["marigold_jax.train: ", "required: --config;"]),
         ("train", ["--config.run.steps=3", "--workdir", "run"], 2, ["marigold_jax.train: ", "required: --config;"]),
