@@ -171,6 +171,7 @@ def test_flips_are_those_of_the_plan(mix):
             np.testing.assert_array_equal(after["depth"][row], before["depth"][row][:, :: -1 if flip else 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_workers_change_nothing(mix, num_workers):
     assert_same(
@@ -189,6 +190,7 @@ def test_processes_share_the_global_batch(mix):
     assert_same(whole, joined)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [(0, 0), (0, 2), (2, 0)])
 def test_a_resumed_loader_goes_on_exactly(mix, workers):
     whole = take(make_loader(mix, batch_size=2, seed=11), 9)
@@ -277,6 +279,7 @@ def test_images_of_several_sizes_need_a_size():
     loader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(
     ("error", "wanted"),

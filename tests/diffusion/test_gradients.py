@@ -138,6 +138,7 @@ def test_merged_normals_have_gradients_everywhere(reduction):
         assert_finite([gradient(jnp.asarray(case))], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["eigen", "bfgs"])
 @pytest.mark.parametrize("reduction", ["median", "mean"])
 def test_merged_depth_has_gradients_everywhere(reduction, method):

@@ -154,6 +154,7 @@ def test_layers_of_the_vae(vaes):
     assert_close(block(narrow), oracle.nhwc(t_block(oracle.nchw(narrow), None)), LAYER)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 64), (61, 47)])  # sides that are not multiples of 8 are floored
 def test_vae(vaes, size):

@@ -74,6 +74,7 @@ def in_turn(structure):
     return function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 100])  # 11 = 3 * 3 + 2; or one strip
 @pytest.mark.parametrize("time_dim", [None, 6])
 @pytest.mark.parametrize("channels", [(8, 8), (16, 8), (8, 16)])
@@ -99,6 +100,7 @@ def test_upsample(monkeypatch, rows):
     )
 
 
+@pytest.mark.slow
 def test_vae(monkeypatch):
     structure, params = random_module(lambda rngs: vae.VAE(CONFIG, rngs))
     monkeypatch.setattr(strips, "STRIP", 5 * ROW)
@@ -107,6 +109,7 @@ def test_vae(monkeypatch):
         np.testing.assert_allclose(found, whole, rtol=0, atol=MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [lambda function: function, jax.checkpoint])
 def test_gradients(monkeypatch, remat):
     structure, params = random_module(level(16))

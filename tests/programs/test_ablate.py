@@ -74,6 +74,7 @@ def test_ensembles_are_those_of_the_first_seeds(data_dir, model, tmp_path, monke
     assert "abs_rel_error" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_of_either_spacing(data_dir, model, tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "STEPS", (1, 2))
     assert run(data_dir, tmp_path, "steps", "--checkpoint", model, "--processing_res", 0, "--limit", 2) == 0

@@ -131,6 +131,7 @@ def made_in(out):
     return {path.name: path.read_bytes() for path in (out / "mine" / "predictions").rglob("*.npy")}
 
 
+@pytest.mark.slow
 def test_predictions_do_not_depend_on_how_many_are_computed_together(data_dir, tmp_path):
     model = scratch((16, 16), 4)
     kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 3)).astype(np.float32)  # a fresh one is zero: image-blind

@@ -84,6 +84,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_the_documented_commands_from_photographs_to_a_prediction(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     assert prepare.main([*documented("prepare"), "--workers", "1"]) == 0

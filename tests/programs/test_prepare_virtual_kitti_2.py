@@ -85,6 +85,7 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [archives, one_archive, folders])
 def test_every_layout_gives_the_same_untouched_files(raw, tmp_path, capsys, layout):
     layout(raw)

@@ -70,6 +70,7 @@ def test_programs_explain_themselves_and_name_what_is_missing(refused, program, 
     assert said.count("\n") == 1 if status else not err and "absl" not in said
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_status_and_one_line(run):
     """The rest of this file asks the programs in this process."""
     done = run([sys.executable, "-m", "marigold_jax.train", "--config", "quickstart"], status=2)

@@ -67,6 +67,7 @@ def test_prediction_needs_no_extra(picture, tmp_path):
     assert depth.shape == (64, 96) and np.isfinite(depth).all()
 
 
+@pytest.mark.slow
 def test_importing_prediction_imports_no_extra():
     done = python("-c", IMPORTED)
     assert done.returncode == 0, done.stderr
@@ -80,6 +81,7 @@ def test_a_plain_install_explains_its_programs(module):
     assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m marigold_jax.{module} "), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "module", "arguments"),
     [

@@ -262,6 +262,7 @@ def test_few_models_are_shared():
     assert shares["train"] == shares["val"] == shares["test"] and len(shares["val"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_built_in_pieces_are_as_large_as_they_say(kind):
     for model in open_catalogue(None, "train").models(kind)[:3]:

@@ -60,6 +60,7 @@ def test_kinds_are_a_mixture():
         world.build("cellar", "train", 0, 1, catalogue())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_same_arguments_same_bytes(kind):
     again = world.build(kind, "train", 0, 2, catalogue())
@@ -69,12 +70,14 @@ def test_same_arguments_same_bytes(kind):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_other_seeds_and_splits_are_other_scenes(kind):
     positions = {scene(kind, seed, split).cameras[0].position for seed in (0, 1) for split in ("train", "test")}
     assert len(positions) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_views_have_depth_and_light(kind):
     built = scene(kind)
@@ -97,6 +100,7 @@ def test_splits_share_no_model():
     assert names["train"] and names["test"] and not names["train"] & names["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_furniture_keeps_out_of_each_others_way(seed):
     things = [(placed.model, extent(placed)) for placed in home(seed).room.plan.placed]

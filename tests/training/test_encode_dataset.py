@@ -170,6 +170,7 @@ def test_training_on_latents_is_training(run, data):
     assert first.keys() == {"step", "loss", "lr", "grad_norm", "skipped", "valid_latents"}  # nothing new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -248,6 +249,7 @@ def test_damaged_latents_cost_one_line_that_names_them(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_latents_of_something_else_are_refused_in_one_line(data):
     cached(data)
     for changes, words in [
@@ -269,6 +271,7 @@ def test_only_the_encoder_decides_what_latents_are():
     assert encode_dataset.identity(one) != encode_dataset.identity(other)
 
 
+@pytest.mark.slow
 def test_work_that_was_stopped_goes_on(data, monkeypatch):
     write, written = store.write_shard, []  # what was written whole
 

@@ -31,6 +31,7 @@ def batch():
     return {key: jnp.asarray(x, jnp.float32) for key, x in pictures.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(8, 8, 32, 48), (24, 24, 16, 24)])
 def test_wider_is_the_same_function(narrow, batch, widths):
     outputs = []
@@ -42,6 +43,7 @@ def test_wider_is_the_same_function(narrow, batch, widths):
         np.testing.assert_allclose(before, after, atol=1e-5 * float(np.abs(before).max()))
 
 
+@pytest.mark.slow
 def test_copies_learn_different_things(narrow, batch):
     wide = widen(narrow, (8, 8, 16, 48))
     objective = autoencoder_objective(wide.structure, wide.structure, None)
