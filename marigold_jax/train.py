@@ -107,6 +107,7 @@ def train_here(config: ConfigDict, workdir: Path) -> None:
         seed=config.run.seed,
         ema_decay=ema_decay,
         layout=layout,
+        batch_size=data.batch_size,
     )
     # The state has its own copy of the parameters that train: free the original.
     base = with_params(base, trains, frozen.get(trains, {}))

@@ -21,8 +21,9 @@ from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
 from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.diffusion.scheduler_config import SchedulerConfig
+from marigold_jax.hardware import tpu_compiler
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
-from marigold_jax.inference.program import Program, denoise
+from marigold_jax.inference.program import Program, denoise, denoise_with
 from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import seeds
 from marigold_jax.runtime.files import printable
@@ -37,8 +38,9 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Used where model_index.json has no value. The resolution is that of every released model.
 DEFAULT_STEPS = {"leading": 10, "linspace": 10, "trailing": 4, "LCMScheduler": 1}
 DEFAULT_RESOLUTION = 768
-# UNet passes side by side: a CPU gains nothing from more than one; four fit any accelerator of 16 GB.
-DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 4}
+# UNet passes side by side: a CPU gains nothing from more than one; four fit any GPU of 16 GB. Eight fill the sublanes
+# of a TPU, and fit a chip of 16 GB up to the resolution of the released models; of larger images, half as many.
+DEFAULT_BATCH_SIZE = {"cpu": 1, "gpu": 4, "tpu": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Marigold:
         ]
         if not pictures:
             raise ValueError("images: an empty list, wanted at least one image")
-        batch_size = batch_size or default_batch_size()
+        batch_size = batch_size or self.default_batch_size(processing_resolution)
         together = max(1, batch_size // ensemble_size)
 
         runs: dict[int, tuple[CanvasOutput, int]] = {}  # image -> where its prediction is being computed
@@ -324,6 +326,11 @@ class Marigold:
         restore = self.modality.finish if prepared.resizing.restore else self.modality.clip
         return restore(resized(prediction)), None if uncertainty is None else resized(uncertainty)
 
+    def default_batch_size(self, processing_resolution: int | None = None) -> int:
+        """UNet passes side by side if the caller does not choose; the argument is that of `__call__`."""
+        own = self.default_processing_resolution
+        return default_batch_size(own if processing_resolution is None else processing_resolution)
+
     def sampler(self, num_inference_steps: int | None = None) -> SamplerTable:
         """The sampler for a number of steps; None is the model's own. Raises ValueError for a number it cannot have."""
         steps = self.default_denoising_steps if num_inference_steps is None else num_inference_steps
@@ -400,8 +407,10 @@ class Marigold:
         shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
-        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(), ensembling_kwargs)
-        prediction, uncertainty, latent = denoise(
+        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(max(height, width)), ensembling_kwargs)
+        options = tpu_compiler.options(jax.default_backend(), program.chunk)
+        compiled = denoise_with(tuple(options.items())) if options else denoise
+        prediction, uncertainty, latent = compiled(
             program,
             self.params,
             table,
@@ -413,9 +422,15 @@ class Marigold:
         return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)
 
 
-def default_batch_size() -> int:
-    """UNet passes side by side if the caller does not choose."""
-    return DEFAULT_BATCH_SIZE.get(jax.default_backend(), 1)
+def default_batch_size(resolution: int = DEFAULT_RESOLUTION) -> int:
+    """Returns the number of UNet passes side by side if the caller does not choose.
+
+    Args:
+        resolution: the longer side that the network sees, in pixels; 0 if it may be anything.
+    """
+    platform = jax.default_backend()
+    size = DEFAULT_BATCH_SIZE.get(platform, 1)
+    return size // 2 if platform == "tpu" and not 0 < resolution <= DEFAULT_RESOLUTION else size
 
 
 def _as_list(images: Any) -> list[Any]:

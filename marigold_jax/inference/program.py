@@ -131,6 +131,12 @@ def denoise(
     return prediction, uncertainty, latents
 
 
+@functools.cache
+def denoise_with(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """Returns `denoise`, compiled with these options of the compiler, as pairs."""
+    return jax.jit(denoise.__wrapped__, static_argnums=0, compiler_options=dict(options)) if options else denoise
+
+
 def _in_chunks(function: Callable[[tuple], tuple], inputs: tuple[Array, ...], size: int) -> tuple[Array, ...]:
     """`function(inputs)`, `size` rows at a time. The last chunk is filled up with copies of the last row."""
     rows = len(inputs[0])

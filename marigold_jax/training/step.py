@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from marigold_jax.hardware import tpu_compiler
 from marigold_jax.models.functional import Params
 from marigold_jax.runtime.sharding import Layout
 from marigold_jax.training.objectives.contract import Batch, Frozen, Metrics, Objective
@@ -81,6 +82,13 @@ def _metrics(state: TrainState, accumulator: Accumulator) -> Metrics:
     return own | {"skipped": state["skipped"]} | accumulator["metrics"]
 
 
+def _compiler_options(layout: Layout | None, batch_size: int) -> dict[str, bool] | None:
+    if layout is None or not batch_size:
+        return None
+    mesh = layout.mesh
+    return dict(tpu_compiler.options(mesh.devices.flat[0].platform, batch_size // mesh.size)) or None
+
+
 def make_programs(
     objective: Objective,
     optimiser: optax.GradientTransformation,
@@ -89,6 +97,7 @@ def make_programs(
     seed: int,
     ema_decay: float | None = None,
     layout: Layout | None = None,
+    batch_size: int = 0,
 ) -> Programs:
     """Returns the compiled parts of an optimiser step; the arguments are those of `make_steps`, which calls them.
 
@@ -104,7 +113,7 @@ def make_programs(
         """Gives the mesh to kernels that split themselves over devices, because the compiler cannot."""
         return contextlib.nullcontext() if layout is None else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(layout, batch_size))
     def add(
         accumulator: Accumulator | None, params: Params, frozen: Frozen, batch: Batch, step: Array, micro: Array
     ) -> Accumulator:
@@ -150,6 +159,7 @@ def make_steps(
     seed: int,
     ema_decay: float | None = None,
     layout: Layout | None = None,
+    batch_size: int = 0,
 ) -> tuple[Accumulate, Update]:
     """Returns the two halves of an optimiser step.
 
@@ -166,9 +176,11 @@ def make_steps(
         accumulation, seed: micro-batches per step; seed of all random numbers.
         ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
         layout: as given to `init_state`; None for a single device.
+        batch_size: samples of a micro-batch on all devices together, by which a TPU's compiler gets its options (see
+            `hardware.tpu_compiler`); 0 for none.
     """
     programs = make_programs(
-        objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout
+        objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout, batch_size=batch_size
     )
 
     def number(x: int | Array) -> Array:

@@ -12,7 +12,7 @@ from marigold_jax.evaluation.depth_alignment import align
 from marigold_jax.evaluation.depth_metrics import depth_scores
 from marigold_jax.evaluation.image_metrics import psnr
 from marigold_jax.evaluation.normal_metrics import angle_scores, angular_errors, within
-from marigold_jax.inference.pipeline import Marigold, default_batch_size
+from marigold_jax.inference.pipeline import Marigold
 from marigold_jax.models import functional
 from marigold_jax.training.pixels import depth_to_pixels
 from marigold_jax.training.progress import counting
@@ -71,7 +71,8 @@ def reconstruct(checkpoint: DiffusionModel, examples: Sequence[Example]) -> Scor
 
 def _predictions(checkpoint: DiffusionModel, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns a prediction for each image, from the same noise. Images of one size are batched."""
-    pipe, together, found = Marigold(checkpoint), default_batch_size(), {}
+    pipe, found = Marigold(checkpoint), {}
+    together = pipe.default_batch_size()
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, picture in enumerate(pictures):
         by_size.setdefault(picture.shape, []).append(index)

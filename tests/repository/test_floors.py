@@ -18,7 +18,7 @@ MAY_IMPORT = {  # folder, or file at the top -> those that it may import from, b
     "rooms": {"data", "runtime"},
     "weights": {"models", "diffusion", "runtime"},
     "runs": {"weights", "models", "diffusion", "runtime"},
-    "inference": MODEL | {"runs", "data"},
+    "inference": MODEL | {"runs", "data", "hardware"},
     "evaluation": ARITHMETIC | {"inference", "data", "runtime"},
     "training": MODEL | {"runs", "data", "hardware", "evaluation"},
     **dict.fromkeys(PROGRAMS, MODEL | {"runs", "data", "hardware", "evaluation", "inference", "training"}),
