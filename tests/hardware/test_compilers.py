@@ -19,6 +19,7 @@ import json, sys
 import jax, jax.numpy as jnp
 from marigold_jax.hardware import forecast, slices
 from marigold_jax.hardware.executed import executed
+from marigold_jax.hardware.operations import flops
 from marigold_jax.models.attention import attention
 from marigold_jax.runtime.sharding import Layout, make_mesh
 
@@ -32,11 +33,15 @@ devices = slices.devices(sys.argv[1])
 layout = Layout(make_mesh(1, devices[:1]))
 sides = (2, 32, 32, 128), (3, 3, 128, 128), (5, 128, 128)
 shapes = layout.shapes([jax.ShapeDtypeStruct(one, jnp.bfloat16) for one in sides])
+gradient = jax.grad(lambda *arrays: block(*arrays).astype(jnp.float32).sum(), (0, 1, 2))
 with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
     rows = executed(jax.jit(block).lower(*shapes).compile().as_text())
+    counted = [flops(function, *shapes) for function in (block, gradient)]
+    backward = executed(jax.jit(gradient).lower(*shapes).compile().as_text()) if "gpu" in sys.argv[1] else []
 chip = slices.chip(sys.argv[1], devices[0])
 kinds = {share.name[0]: share._asdict() for share in forecast.by_kind(rows, chip)}
 print(json.dumps({"kinds": kinds, "backend": jax.default_backend(), "devices": len(devices),
+    "counted": counted, "compiled": [sum(row.times * row.operations for row in some) for some in (rows, backward)],
     "sources": sorted({row.source for row in rows}), "clocked": forecast.cycles(rows)}))
 """
 
@@ -73,6 +78,7 @@ def test_a_block_for_a_gpu_that_is_not_here(name):
     assert kinds["convolution"]["operations"] == 2 * (2 * 32 * 32 * 128) * (9 * 128)
     assert kinds["matrix product"]["operations"] == PRODUCT
     assert kinds["attention"]["operations"] == ATTENTION and kinds["attention"]["times"] == 1  # cuDNN's
+    assert found["compiled"] == found["counted"]  # forwards and backwards
     assert kinds["attention"]["hbm"] >= 4 * 2 * 1024 * 2 * 64 * 2
 
 
