@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from marigold_jax.hardware.hlo import parse
+from marigold_jax.hardware.hlo_loops import times
 
 # Bytes that each of n devices sends per byte of the result, with the ring algorithms that TPUs and GPUs use.
 WIRE = {
@@ -36,12 +37,12 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
     """Returns one row per kind, the largest first. The body of a loop is counted once per iteration.
 
     Args:
-        hlo: the result of `compiled.as_text()`. A loop without a known trip count is counted once.
+        hlo: the result of `compiled.as_text()`. A loop whose length cannot be read from it is counted once.
         devices: of the whole program; used for collectives whose replica groups are not given.
     """
     program = parse(hlo)
     found: dict[Any, tuple[str, int, int, int]] = {}  # key of a collective -> kind, bytes, devices, repetitions
-    for computation, times in program.times().items():
+    for computation, runs in times(program).items():
         begun = {}  # name -> devices and key of an asynchronous collective; only its "-start" line has them
         for name, one in program.computations[computation].items():
             opcode, rest = one.opcode, one.rest
@@ -56,14 +57,14 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
             if opcode.endswith("-done"):
                 group, key = begun[one.operands[0]]
             # TPUs spread one collective over several fusions. Each fusion lists it with the same channel.
-            most = max(times, found[key][3]) if key in found else times
+            most = max(runs, found[key][3]) if key in found else runs
             found[key] = kind, sum(shape.bytes for shape in one.shapes), group, most
     rows = []
     for kind in {one[0] for one in found.values()}:
         those = [one for one in found.values() if one[0] == kind]
-        size = sum(size * times for _, size, _, times in those)
-        sent = sum(size * times * WIRE[kind](group) for _, size, group, times in those)
-        rows.append(Collective(kind, sum(times for *_, times in those), size, sent))
+        size = sum(size * runs for _, size, _, runs in those)
+        sent = sum(size * runs * WIRE[kind](group) for _, size, group, runs in those)
+        rows.append(Collective(kind, sum(runs for *_, runs in those), size, sent))
     return sorted(rows, key=lambda row: -row.bytes)
 
 

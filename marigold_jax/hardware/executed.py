@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from marigold_jax.hardware.hlo import Computation, Instruction, Program, parse
+from marigold_jax.hardware.hlo_loops import times
 from marigold_jax.hardware.hlo_operations import is_attention, operations, target
 from marigold_jax.hardware.hlo_shapes import Shape
 
@@ -70,8 +71,8 @@ def executed(text: str) -> list[Executed]:
     program = parse(text)
     gpu = not re.search(r"\{[\d,]*:T\(", text)  # only TPUs store arrays in tiles
     return [
-        _row(program, computation, one, times, gpu)
-        for name, times in program.times(frozenset({"fusion", *_applying()})).items()
+        _row(program, computation, one, runs, gpu)
+        for name, runs in times(program, frozenset({"fusion", *_applying()})).items()
         for computation in [program.computations[name]]
         for one in _listed(computation)
     ]
@@ -90,7 +91,7 @@ def _listed(computation: Computation) -> Iterator[Instruction]:
             yield one
 
 
-def _row(program: Program, computation: Computation, one: Instruction, times: int, gpu: bool) -> Executed:
+def _row(program: Program, computation: Computation, one: Instruction, runs: int, gpu: bool) -> Executed:
     begun = _begun(computation, one)
     hbm, on_chip = _traffic(program, computation, one, begun, gpu)
     cycles = [int(match[1]) for part in {begun, one} if (match := _CYCLES.search(part.attributes))]
@@ -99,7 +100,7 @@ def _row(program: Program, computation: Computation, one: Instruction, times: in
         name=one.name,
         kind=_kind(program, begun),
         shape=re.sub(r"\{[^}]*\}", "", one.type),
-        times=times,
+        times=runs,
         operations=operations(program, computation, begun),
         hbm=hbm,
         on_chip=on_chip,

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (HLO): its computations, instructions, loops, and the lines they come from."""
+"""Reads the text of a compiled program (HLO): its computations, instructions, and the lines that they come from."""
 
 import dataclasses
 import functools
@@ -14,7 +14,6 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
@@ -111,28 +110,6 @@ class Program:
         file, line = (ours or [(file.rpartition("/")[2], line) for file, line in trace] or [("", 0)])[0]
         return f"{file}:{line}" if file else ""
 
-    def times(self, skip: frozenset[str] = frozenset()) -> dict[str, int]:
-        """Returns how many times each reachable computation runs.
-
-        Args:
-            skip: opcodes whose computations are not visited, such as "fusion".
-        """
-        times: dict[str, int] = defaultdict(int)
-
-        def visit(name: str, repetitions: int) -> None:
-            times[name] += repetitions
-            for instruction in self.computations[name].values():
-                # async-start has already counted what these would.
-                if instruction.opcode in ("async-done", "async-update") or instruction.opcode in skip:
-                    continue
-                loop = self.trips(name, instruction) if instruction.opcode == "while" else 1
-                for one in instruction.called:
-                    if one in self.computations:
-                        visit(one, repetitions * loop)
-
-        visit(self.entry, 1)
-        return dict(times)
-
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """Yields all instructions that a fusion contains, with their computations, and those of fusions inside it."""
         for name in instruction.called:
@@ -140,87 +117,6 @@ class Program:
             for one in computation.values():
                 yield computation, one
                 yield from self.inside(one)
-
-    # ------------------------------------------------------------------------------------------------------- loops
-
-    def trips(self, name: str, loop: Instruction) -> int:
-        """Returns how often a loop's body runs; 1 if that cannot be read from the text.
-
-        GPUs' compiler writes the number down. TPUs' does not: there the condition compares a counter with a limit.
-        """
-        if known := _TRIPS.search(loop.attributes):
-            return int(known[1])
-        body, condition = (re.search(rf"\b{key}=%?([\w.\-]+)", loop.attributes) for key in ("body", "condition"))
-        if not (body and condition):
-            return 1
-        return self._counted(name, loop, body[1], condition[1]) or 1
-
-    def _counted(self, name: str, loop: Instruction, body: str, condition: str) -> int | None:
-        compare = self._compare(condition)
-        if compare is None:
-            return None
-        computation, (left, right), direction, outer = compare
-        counter = self._element(computation, left, outer)
-        start = self._carried(name, loop, counter)
-        limit = self._constant(computation, right)
-        if limit is None:
-            limit = self._carried(name, loop, self._element(computation, right, outer))
-        step = self._step(body, counter)
-        if None in (start, limit) or not step or direction not in ("LT", "LE", "NE", "GT", "GE"):
-            return None
-        span = (limit - start) * (1 if step > 0 else -1) + (direction in ("LE", "GE"))
-        return max(0, -(-span // abs(step)))
-
-    def _compare(self, condition: str):
-        """Returns the comparison that ends a loop: its computation, operands, direction, and the calling fusion."""
-        root = next((one for one in self.computations[condition].values() if one.root), None)
-        outer = None
-        if root and root.opcode == "fusion":
-            outer = self.computations[condition], root
-            root = next((one for one in self.computations[root.called[0]].values() if one.root), None)
-            condition = outer[1].called[0]
-        if root is None or root.opcode != "compare" or len(root.operands) != 2:
-            return None
-        direction = re.search(r"direction=(\w+)", root.attributes)
-        return self.computations[condition], root.operands, direction[1] if direction else "", outer
-
-    def _element(self, computation: Computation, name: str, outer=None) -> int | None:
-        """Returns which element of the loop's state a name is."""
-        one = _behind(computation, name)
-        if one and one.opcode == "parameter" and outer:
-            return self._element(outer[0], outer[1].operands[int(one.argument)])
-        match = re.search(r"\bindex=(\d+)", one.attributes) if one and one.opcode == "get-tuple-element" else None
-        return int(match[1]) if match else None
-
-    def _carried(self, name: str, loop: Instruction, element: int | None) -> int | None:
-        """Returns the constant that an element of the loop's state has at first."""
-        computation = self.computations[name]
-        state = computation.get(loop.operands[0]) if loop.operands else None
-        if element is None or state is None or state.opcode != "tuple":
-            return None
-        return self._constant(computation, state.operands[element])
-
-    def _constant(self, computation: Computation, name: str) -> int | None:
-        one = _behind(computation, name)
-        return int(one.argument) if one and one.opcode == "constant" and one.argument.lstrip("-").isdigit() else None
-
-    def _step(self, body: str, counter: int | None) -> int:
-        """Returns what the body adds to its counter: 1 if that cannot be read, as in JAX's loops."""
-        computation = self.computations[body]
-        root = next((one for one in computation.values() if one.root), None)
-        if counter is None or root is None or root.opcode != "tuple":
-            return 1
-        one = _behind(computation, root.operands[counter])
-        constants = [self._constant(computation, name) for name in one.operands] if one and one.opcode == "add" else []
-        return next((value for value in constants if value is not None), 1)
-
-
-def _behind(computation: Computation, name: str) -> Instruction | None:
-    """Returns the instruction that computes a value, through copies of it."""
-    one = computation.get(name)
-    while one is not None and one.opcode in ("copy", "bitcast", "convert", "reshape"):
-        one = computation.get(one.operands[0])
-    return one
 
 
 def parse(text: str) -> Program:

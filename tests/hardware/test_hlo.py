@@ -10,6 +10,7 @@ from marigold_jax.hardware import gpu_kernels, tpu_clock
 from marigold_jax.hardware.chips import CHIPS
 from marigold_jax.hardware.executed import executed
 from marigold_jax.hardware.hlo import parse
+from marigold_jax.hardware.hlo_loops import times
 from marigold_jax.hardware.hlo_shapes import shapes
 
 HERE = Path(__file__).parent
@@ -38,15 +39,33 @@ def test_cycles_bytes_and_lines_of_a_tpu_program():
     assert (rows["copy.1"].kind, rows["copy.1"].source) == ("transpose/copy", "models/layers.py:75")
 
 
-@pytest.mark.parametrize(("step", "times"), [("1", 5), ("2", 3)])
-def test_lengths_of_loops_without_a_trip_count(step, times):
-    assert parse(TPU.replace("constant(1)", f"constant({step})")).times()["body"] == times
+@pytest.mark.parametrize(("step", "wanted"), [("1", 5), ("2", 3)])
+def test_lengths_of_loops_without_a_trip_count(step, wanted):
+    assert times(parse(TPU.replace("constant(1)", f"constant({step})")))["body"] == wanted
     backwards = TPU.replace("constant(1)", "constant(-1)").replace("constant(5)", "constant(-4)").replace("LT", "GE")
-    assert parse(backwards).times()["body"] == 5  # 0, -1, -2, -3, -4
+    assert times(parse(backwards))["body"] == 5  # 0, -1, -2, -3, -4
+    fused = (
+        (HERE / "tpu.hlo")
+        .read_text()
+        .replace(
+            "ROOT %less = pred[]{:T(512)} compare(%counter.1, %limit), direction=LT",
+            "ROOT %less = pred[]{:T(512)} fusion(%counter.1, %limit), kind=kLoop, calls=%fused_compare",
+        )
+    )
+    compare = """%fused_compare (p0: s32[], p1: s32[]) -> pred[] {
+  %p0 = s32[]{:T(128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  ROOT %less.1 = pred[]{:T(512)} compare(%p0, %p1), direction=LT
+}
+
+ENTRY"""
+    assert times(parse(fused.replace("ENTRY", compare)))["body"] == 5
     # A limit that is part of the loop's state, and one that nobody knows.
     state = TPU.replace("%limit = s32[]{:T(128)} constant(5)", "%limit = s32[]{:T(128)} LIMIT")
-    assert parse(state.replace("LIMIT", "get-tuple-element(%state.1), index=0")).times()["body"] == 1
-    assert parse(state.replace("LIMIT", "custom-call()")).times()["body"] == 1
+    end = "%zero = s32[]{:T(128)} constant(0)\n  %end = s32[]{:T(128)} constant(3)"
+    carried = state.replace("LIMIT", "get-tuple-element(%state.1), index=2").replace("(%zero, %w)", "(%zero, %w, %end)")
+    assert times(parse(carried.replace("%zero = s32[]{:T(128)} constant(0)", end)))["body"] == 3
+    assert times(parse(state.replace("LIMIT", "custom-call()")))["body"] == 1
 
 
 def test_scans_are_counted_as_often_as_they_run():
