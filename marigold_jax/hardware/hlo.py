@@ -77,9 +77,12 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The path that JAX gives to an operation, such as "jit(f)/while/body/dot_general", or ""."""
+        """The path that JAX gives to an operation, such as "jit(f)/while/body/dot_general", or "".
+
+        For an argument of the program, its name, such as "params['conv_in.kernel']".
+        """
         match = _NAME.search(self.attributes)
-        return match[1] if match else ""
+        return match[1].replace("\\'", "'") if match else ""
 
 
 Computation = dict[str, Instruction]

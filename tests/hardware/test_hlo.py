@@ -91,6 +91,7 @@ def test_kernels_of_a_gpu_program():
     once, product = 2 * (4 * 8 * 8 * 128) * (9 * 128), 2 * 256 * 128 * 128
     assert [rows[name].operations for name in ("conv.1", "conv.2")] == [once, once]
     assert [rows[name].operations for name in ("gemm_fusion", "cublas.1")] == [product, product]
+    assert rows["conv.2"].op_name == "params['a.kernel']"
     assert rows["fmha.1"].operations == 2 * 2 * 4 * 2 * 64 * 64 * 64
     assert rows["conv.1"].hbm == 2 * ACTIVATION + KERNEL + 64 and rows["conv.1"].on_chip == 0
     assert rows["reduce_fusion"].hbm == ACTIVATION + 4 * 4 * 128
