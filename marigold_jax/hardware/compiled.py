@@ -11,6 +11,8 @@ from marigold_jax.hardware.executed import Executed, executed
 from marigold_jax.hardware.roofline import Work
 from marigold_jax.hardware.units import in_words
 
+UNTILED = "Couldn't find output tile sizes"  # an error of XLA's kernel generator (jaxlib 0.10.2)
+
 
 class Compiled(NamedTuple):
     """One compiled program.
@@ -60,7 +62,7 @@ def compile_for(
     work = f"{operations / chips / 1e12:.4g} TFLOP a chip, {useful / chips / 1e12:.4g} of them useful"
     print(f"{name}: {in_words(per_chip(arguments))} of arguments, {work}; compiling", flush=True)
     started = time.perf_counter()
-    program = function.lower(*arguments).compile()
+    program = _compile(function.lower(*arguments))
     seconds = time.perf_counter() - started
     memory, text = program.memory_analysis(), program.as_text()
     sizes = {
@@ -78,6 +80,20 @@ def compile_for(
         sent=sum(row.sent for row in sent),
     )
     return Compiled(name, samples, seconds, sizes, work, sent, rows)
+
+
+def _compile(lowered: Any) -> Any:
+    """Compiles; if XLA cannot generate a kernel for a matrix product of odd size for a GPU, with cuBLAS instead.
+
+    On a real GPU, XLA tries both and takes the faster. Without one, it takes its own kernel, and may fail at that.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if UNTILED not in str(error):
+            raise
+        print("  XLA has no kernel for one of the matrix products: compiling again, with cuBLAS for all", flush=True)
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def per_chip(tree: Any) -> int:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
-from marigold_jax.hardware import comparison, forecast
+from marigold_jax.hardware import comparison, compiled, forecast
 from marigold_jax.hardware.chips import CHIPS
 from marigold_jax.hardware.compiled import Compiled
 from marigold_jax.hardware.executed import executed
@@ -48,6 +49,23 @@ def test_a_program_by_the_kernels_of_a_gpu():
         "a step", [(one, 2)], GPU, 8
     )
     assert "kernels" not in report(one, None)  # an unknown chip
+
+
+def test_matrix_products_that_have_no_kernel_are_left_to_cublas(capsys):
+    class Lowered:
+        def __init__(self, message):
+            self.message = message
+
+        def compile(self, compiler_options=None):
+            if not compiler_options:
+                raise jax.errors.JaxRuntimeError(self.message)
+            return compiler_options
+
+    odd = Lowered("INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.1")
+    assert compiled._compile(odd) == {"xla_gpu_enable_triton_gemm": False}
+    assert "compiling again, with cuBLAS" in capsys.readouterr().out
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        compiled._compile(Lowered("out of memory"))
 
 
 def test_two_runs_side_by_side(tmp_path):
