@@ -1,37 +1,44 @@
-"""Shows what training and prediction would need on a TPU slice, by compiling for the slice without a TPU.
+"""Shows what training and prediction would need on TPUs or GPUs, by compiling for them without having any.
 
     python -m marigold_jax.aot --target tpu:v5e-8 --config quickstart
+    python -m marigold_jax.aot --target gpu:h100 --config quickstart --what predict --batch_size 8
     python -m marigold_jax.aot --target tpu:v5e-8 --what train --config hypersim_vkitti \\
         --config.data.batch_size=32 --config.data.accumulation=1 --config.run.fsdp=8 \\
         --config.objective.compute_dtype=bfloat16
 
-Compiles the programs that `train` would run for this configuration on all chips of the slice, and the program that
-`predict` would run on one chip. For each program it prints the memory that a chip needs and has, the arithmetic, the
-traffic between chips, and the shortest time that a roofline model allows. No weights are read and nothing is
-downloaded: a checkpoint that is not on this machine is assumed to have the size of Stable Diffusion 2. If
-`config.data.size` is empty, images are assumed to have Hypersim's size, 480x640.
+Compiles the programs that `train` would run for this configuration on all chips, and the program that `predict` would
+run on one chip. For each program it prints the memory that a chip needs and has, the arithmetic, the traffic of the
+memory and between chips, and the shortest time that a roofline model allows. On TPUs the compiler estimates the cycles
+of each instruction: their sum, and the dearest with the lines that they come from, are shown as well; on GPUs the
+roofline of each kernel. No weights are read and nothing is downloaded: a checkpoint that is not on this machine is
+assumed to have the size of Stable Diffusion 2. If `config.data.size` is empty, images are assumed to have Hypersim's
+size, 480x640.
 
-TPU targets need the compiler libtpu: pip install -e '.[train,tpu]'. Without it, --target cpu:8 compiles for eight
-simulated devices, and --target here for the devices of this machine. A configuration is a Python file, and it is
-executed: use only files whose authors you trust.
+--json FILE keeps all figures; --diff FILE, in a later run, shows both side by side with their ratios.
+
+TPU targets need the compiler libtpu: pip install -e '.[train,tpu]'. GPU targets need JAX's plugin for CUDA:
+pip install -e '.[train,cuda]'. Without them, --target cpu:8 compiles for eight simulated devices, and --target here for
+the devices of this machine. A configuration is a Python file, and it is executed: use only files whose authors you
+trust.
 Exit status: 0 compiled; 1 failed; 2 wrong usage.
 """
 
 import argparse
-import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from marigold_jax.data.geometry import default_bucket, fit
-from marigold_jax.hardware import roofline, slices
+from marigold_jax.hardware import comparison, forecast, gpus, roofline, slices
 from marigold_jax.hardware.chips import Chip
-from marigold_jax.hardware.collectives import Collective, collectives
+from marigold_jax.hardware.compiled import Compiled, compile_for, per_chip
 from marigold_jax.hardware.operations import flops
+from marigold_jax.hardware.report import report, timing
+from marigold_jax.hardware.units import in_words
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
@@ -49,64 +56,20 @@ with extras.needed("train", __name__):
 
 WHAT = {"train": ("train",), "predict": ("predict",), "both": ("train", "predict")}
 HYPERSIM = (480, 640)
-MIB, GIB = 2**20, 2**30
 
 
-class Program(NamedTuple):
-    """One compiled program: bytes per chip by purpose, the work of one call, and its collectives."""
+class Prediction(NamedTuple):
+    """The program that `predict` would run: see its flags of the same names. 0 and None stand for its defaults."""
 
-    name: str
-    seconds: float  # to compile
-    bytes: dict[str, int]
-    work: roofline.Work
-    collectives: list[Collective]
-
-
-def compile_for(
-    name: str,
-    function: Any,
-    arguments: tuple[Any, ...],
-    chips: int,
-    *,
-    operations: float = 0.0,
-    useful: float = 0.0,
-    resident: int = 0,
-) -> Program:
-    """Compiles a jitted function. Prints the size of its arguments first, because compiling may take half an hour.
-
-    Args:
-        name: of the program, for the report.
-        function: jitted.
-        arguments: shapes with shardings.
-        chips: number of devices.
-        operations: of one call, on all chips together.
-        useful: likewise, without those that rematerialisation repeats.
-        resident: bytes of all arrays that are on a chip during the call, arguments included.
-    """
-    work = f"{operations / chips / 1e12:.4g} TFLOP a chip, {useful / chips / 1e12:.4g} of them useful"
-    print(f"{name}: {in_words(per_chip(arguments))} of arguments, {work}; compiling", flush=True)
-    started = time.perf_counter()
-    program = function.lower(*arguments).compile()
-    seconds = time.perf_counter() - started
-    memory, costs = program.memory_analysis(), program.cost_analysis() or {}
-    sizes = {
-        "arguments": memory.argument_size_in_bytes,
-        # Donated outputs use the memory of the arguments.
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "beside": max(0, resident - memory.argument_size_in_bytes),
-    }
-    sent = collectives(program.as_text(), chips)
-    work = roofline.Work(
-        operations / chips, useful / chips, costs.get("bytes accessed", 0.0), sum(row.sent for row in sent)
-    )
-    return Program(name, seconds, sizes, work, sent)
+    dtype: str = "bfloat16"
+    batch_size: int = 0
+    processing_res: int | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------- programs
 
 
-def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
+def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Compiled]:
     """Yields the gradient of a micro-batch and the update, as `train` compiles them on these devices."""
     layout = sharding.Layout(sharding.make_mesh(config.run.fsdp, devices), (("", "fsdp"),))
     chips, data = len(devices), config.data
@@ -138,9 +101,10 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Program]:
     gradient = (begun, state["params"], frozen, batch, number, number)
     # These arrays are in memory even if a program does not read them, such as the optimiser's moments or the decoder.
     resident = state, frozen, batch
-    work = {"operations": operations, "useful": useful}
+    work = {"samples": data.batch_size, "operations": operations, "useful": useful}
     yield compile_for("gradient", programs.add, gradient, chips, **work, resident=per_chip((*resident, begun)))
-    yield compile_for("update", programs.apply, (state, total), chips, resident=per_chip((*resident, total)))
+    update, samples = (state, total), data.batch_size * data.accumulation
+    yield compile_for("update", programs.apply, update, chips, samples=samples, resident=per_chip((*resident, total)))
 
 
 def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -159,84 +123,59 @@ def micro_batch(config: ConfigDict, vae: Any) -> dict[str, jax.ShapeDtypeStruct]
     return images | {"mask": mask, "span": span}
 
 
-def predict(config: ConfigDict, devices: list[jax.Device], dtype: str) -> Program:
-    """Returns what `predict` compiles on one chip: its default batch of 4:3 images at its default resolution."""
+def predict(config: ConfigDict, devices: list[jax.Device], wanted: Prediction) -> Compiled:
+    """Returns what `predict` compiles on one chip for 4:3 images."""
     layout = sharding.Layout(sharding.make_mesh(1, devices[:1]))
     base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
-    pipe = Marigold(base)
-    params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPES[dtype]), pipe.params))
-    images = DEFAULT_BATCH_SIZE[devices[0].platform]
-    longer = pipe.default_processing_resolution
+    pipe, dtype = Marigold(base), DTYPES[wanted.dtype]
+    params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), pipe.params))
+    images = wanted.batch_size or DEFAULT_BATCH_SIZE[devices[0].platform]
+    longer = pipe.default_processing_resolution if wanted.processing_res is None else wanted.processing_res
     canvas = fit((longer * 3 // 4, longer), longer, default_bucket(longer)).canvas
     table = pipe.sampler()
     shapes = (
         table,
-        jax.ShapeDtypeStruct((images, *canvas, 3), DTYPES[dtype]),
+        jax.ShapeDtypeStruct((images, *canvas, 3), dtype),
         jax.ShapeDtypeStruct((images, 2), jnp.int32),
         jax.ShapeDtypeStruct((), jnp.uint32),
     )
     arguments = (pipe.program(table, images, 1, images), params, *layout.shapes(shapes), None)
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
         operations = flops(lambda *arrays: denoise(arguments[0], *arrays), *arguments[1:])
-        name = f"prediction of {images} x {canvas[0]}x{canvas[1]}, {len(table.timesteps)} step(s), {dtype}, on one chip"
-        return compile_for(name, denoise, arguments, 1, operations=operations, useful=operations)
+        steps = len(table.timesteps)
+        name = f"prediction of {images} x {canvas[0]}x{canvas[1]}, {steps} step(s), {wanted.dtype}, on one chip"
+        return compile_for(name, denoise, arguments, 1, samples=images, operations=operations, useful=operations)
 
 
-def per_chip(tree: Any) -> int:
-    """Returns the bytes per chip of a tree of shapes. Other leaves are compile-time constants and do not count."""
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
-# ------------------------------------------------------------------------------------------------------------- report
-
-
-def report(program: Program, chip: Chip | None) -> str:
-    """Returns the needs of one program, as a few lines of text."""
-    total = sum(program.bytes.values())
-    sizes = ", ".join(f"{name} {in_words(size)}" for name, size in program.bytes.items() if size)
-    of = (
-        f" of {in_words(chip.memory)} ({total / chip.memory:.1%}{'' if total <= chip.memory else ': DOES NOT FIT'})"
-        if chip
-        else ""
-    )
-    lines = [
-        f"  compiled in {program.seconds:.1f} s",
-        f"  bytes a chip   {in_words(total)}{of}: {sizes}",
-        f"  traffic        {in_words(program.work.memory)} of memory, {in_words(program.work.sent)} sent",
-    ]
-    lines += [
-        f"  collectives    {row.count:.0f} {row.kind}, {in_words(row.bytes)} in all, {in_words(row.sent)} sent"
-        for row in program.collectives
-    ]
-    return "\n".join(lines)
-
-
-def timing(what: str, work: roofline.Work, chip: Chip, samples: int) -> str:
-    """Returns the roofline estimate of a training step or a prediction, and the samples per second of all chips."""
-    found = roofline.estimate(work, chip)
-    return (
-        f"{what}: compute {in_seconds(found.compute)}, memory {in_seconds(found.memory)}, links "
-        f"{in_seconds(found.links)}\n"
-        f"  at least {in_seconds(found.least)}, bound by {found.bound}: {samples / found.least:.4g} samples/s, "
-        f"MFU {found.mfu:.1%}\n"
-        f"  with no overlap {in_seconds(found.most)}: {samples / found.most:.4g} samples/s, "
-        f"MFU {found.mfu_without_overlap:.1%}"
-    )
-
-
-def in_words(count: int | float) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"
-
-
-def in_seconds(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
-
-
-def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
-    _, shape = slices.parse(target)
+def run(config: ConfigDict, target: str, what: str, wanted: Prediction) -> Iterator[dict[str, Any]]:
+    """Compiles the programs of a target one after the other, prints what they need, and yields their figures."""
     devices = slices.devices(target)
-    chip, name, data = slices.chip(target, devices[0]), config.model.checkpoint, config.data
+    chip, data = slices.chip(target, devices[0]), config.data
+    introduce(config, target, devices, chip)
+    if "train" in WHAT[what]:
+        height, width = tuple(data.size) or HYPERSIM
+        print(f"train: {data.accumulation} x {data.batch_size} images of {height}x{width} per step", flush=True)
+        step = []
+        for program, count in zip(train(config, devices), (data.accumulation, 1), strict=True):
+            print(report(program, chip), flush=True)
+            step.append((program, count))
+            yield comparison.figures(program, chip)
+        if chip:
+            print(timing("a step", step, chip, data.batch_size * data.accumulation), flush=True)
+    if "predict" in WHAT[what]:
+        program = predict(config, devices, wanted)
+        print(report(program, chip), flush=True)
+        if chip:
+            print(timing("a prediction", [(program, 1)], chip, program.samples), flush=True)
+        yield comparison.figures(program, chip)
+
+
+def introduce(config: ConfigDict, target: str, devices: list[jax.Device], chip: Chip | None) -> None:
+    """Prints what is compiled for, and how the estimates come about."""
+    name, (_, shape) = config.model.checkpoint, slices.parse(target)
     print(f"{target}: {len(devices)} x {devices[0].device_kind}{f' ({shape})' if shape else ''}", flush=True)
     if chip:
         print(
@@ -244,24 +183,11 @@ def run(config: ConfigDict, target: str, what: str, dtype: str) -> None:
             f"{chip.peak_flops / 1e12:.0f} TFLOP/s in bfloat16, links {chip.links / 1e9:.0f} GB/s in each direction"
         )
         print(f"  {roofline.STATEMENT}")
+        print(f"  {forecast.statement(chip)}")
     else:
         print("  no roofline: the specification of these devices is unknown")
     if name != SCRATCH and local(name) is None:
         print(f"  {name} is not on this machine: assumed to have the size of Stable Diffusion 2")
-    if "train" in WHAT[what]:
-        height, width = tuple(data.size) or HYPERSIM
-        print(f"train: {data.accumulation} x {data.batch_size} images of {height}x{width} per step", flush=True)
-        work = roofline.Work(0.0, 0.0, 0.0, 0.0)
-        for program, count in zip(train(config, devices), (data.accumulation, 1), strict=True):
-            print(report(program, chip), flush=True)
-            work += program.work.times(count)
-        if chip:
-            print(timing("a step", work, chip, data.batch_size * data.accumulation), flush=True)
-    if "predict" in WHAT[what]:
-        program = predict(config, devices, dtype)
-        print(report(program, chip), flush=True)
-        if chip:
-            print(timing("a prediction", program.work, chip, DEFAULT_BATCH_SIZE[devices[0].platform]), flush=True)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, argparse.Namespace]:
@@ -270,13 +196,22 @@ def parse(argv: Sequence[str] | None) -> tuple[ConfigDict, argparse.Namespace]:
     parser = terminal.Parser("python -m marigold_jax.aot", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     configuration.add_flags(parser)
-    targets = f"tpu:NAME with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; cpu:8; or here"
+    gpu = f"gpu:NAME with one of {', '.join(gpus.GPUS)}; gpu:h100:8"
+    targets = f"tpu:NAME with one of {', '.join(slices.SLICES)}; tpu:v5e:2x4; {gpu}; cpu:8; or here"
     add("--target", required=True, help=f"what to compile for: {targets}")
     add("--what", choices=WHAT, default="both", help="which programs to compile (default: %(default)s)")
     dtype = "of predictions (default: %(default)s); training uses config.objective.compute_dtype"
     add("--dtype", choices=DTYPES, default="bfloat16", help=dtype)
+    number = {"type": int, "metavar": "N"}
+    add("--batch_size", **number, default=0, help="pictures that are predicted at once; 0: what predict would choose")
+    add("--processing_res", **number, help="longer side of 4:3 pictures to predict (default: the model's)")
+    add("--json", type=Path, metavar="FILE", help="write all figures into this file")
+    add("--diff", type=Path, metavar="FILE", help="show the figures beside those that --json wrote into this file")
     rest, changes = overrides.split(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(rest)
+    longer = 64 if arguments.processing_res is None else arguments.processing_res
+    if arguments.batch_size < 0 or longer < 64 or longer % 8:
+        parser.error("wanted --batch_size 0 or more, and --processing_res a multiple of 8 from 64 up")
     try:
         slices.parse(arguments.target)
         return configuration.load(arguments.config, changes), arguments
@@ -288,7 +223,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, arguments = parse(argv)
     try:
         configuration.check(config.to_dict())
-        run(config, arguments.target, arguments.what, arguments.dtype)
+        before = arguments.diff and comparison.load(arguments.diff)
+        wanted = Prediction(arguments.dtype, arguments.batch_size, arguments.processing_res)
+        found: dict[str, Any] = {"target": arguments.target, "programs": []}
+        for figures in run(config, arguments.target, arguments.what, wanted):
+            found["programs"].append(figures)
+            if arguments.json:
+                comparison.save(arguments.json, found)
+        if before:
+            print(comparison.compare(before, found))
     except (ValueError, OSError, ImportError) as error:
         terminal.fail(str(error))
     return 0

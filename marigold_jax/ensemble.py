@@ -13,10 +13,11 @@ Each depth map has an unknown scale and shift, so the maps are aligned first. Th
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from marigold_jax.diffusion.gradients import arc_cosine, leading_eigenvector, length, square_root
@@ -214,12 +215,14 @@ def _minimise_bfgs(objective, start, max_iter, tol):
     return jax.lax.fori_loop(0, max_iter, iterate, state)[0]
 
 
+ALIGNERS: dict[str, Callable[..., Any]] = {"eigen": align_eigen, "bfgs": align_bfgs}
+
 # ---- Depth -----------------------------------------------------------------------------------------------------------
 
 
 def ensemble_depth(
-    maps: Float[Array, "e h w"],
-    mask: Bool[Array, "h w"] | None = None,
+    maps: Float[Array | np.ndarray, "e h w"],
+    mask: Bool[Array | np.ndarray, "h w"] | None = None,
     *,
     method: str = "eigen",
     scale_invariant: bool = True,
@@ -232,10 +235,11 @@ def ensemble_depth(
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Aligns depth maps of one image and merges them.
 
-    It can be jitted, and vmapped over images, with all keyword options static.
+    It compiles itself: the first call with a shape and a set of options takes about a second more. It can also be
+    called under `jax.jit`, `jax.vmap` (over images) and `jax.grad`. The keyword options are plain Python values there.
 
     Args:
-        maps: two or more finite maps, (e, h, w).
+        maps: two or more finite maps, (e, h, w), of JAX or NumPy.
         mask: True at the pixels that count, (h, w); None for all. The others are not used, and are 0 in both results.
         method: "eigen" or "bfgs"; see above.
         scale_invariant: the scale of each map is unknown. Otherwise maps are merged as they are, in their own unit.
@@ -262,34 +266,50 @@ def ensemble_depth(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {list(REDUCTIONS)}, got {reduction!r}.")
-    aligners: dict[str, Callable[..., Any]] = {
-        "eigen": align_eigen,
-        "bfgs": partial(
-            align_bfgs, reduction=reduction, regularizer_strength=regularizer_strength, max_iter=max_iter, tol=tol
-        ),
-    }
-    if method not in aligners:
-        raise ValueError(f"method must be one of {list(aligners)}, got {method!r}.")
+    if method not in ALIGNERS:
+        raise ValueError(f"method must be one of {list(ALIGNERS)}, got {method!r}.")
+    only_bfgs = (("regularizer_strength", regularizer_strength), ("max_iter", max_iter), ("tol", tol))
+    options = (("reduction", reduction), *only_bfgs) if method == "bfgs" else ()
+    how = _DepthMerge(method, options, scale_invariant, shift_invariant, reduction, max_res)
+    return _merge_depth_maps(how, maps, mask)
 
+
+class _DepthMerge(NamedTuple):
+    """What is fixed when `_merge_depth_maps` is compiled: arguments of `ensemble_depth`, hashable."""
+
+    method: str
+    options: tuple[tuple[str, Any], ...]  # of the aligner
+    scale_invariant: bool
+    shift_invariant: bool
+    reduction: str
+    max_res: int
+
+
+# Inlined, so that a program that merges as its last step is compiled as if this were not a function of its own.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _merge_depth_maps(
+    how: _DepthMerge, maps: Float[Array, "e h w"], mask: Bool[Array, "h w"] | None
+) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     maps = maps.astype(jnp.float32)
     mask = jnp.ones(maps.shape[1:], bool) if mask is None else mask
-    _, merge = REDUCTIONS[reduction]
-    if not scale_invariant:
+    _, merge = REDUCTIONS[how.reduction]
+    if not how.scale_invariant:
         depth, uncertainty = merge(jnp.where(mask[None], maps, 0.0))
         return depth, uncertainty
 
+    from_zero, align = not how.shift_invariant, partial(ALIGNERS[how.method], **dict(how.options))
     height, width = mask.shape
-    rows, columns = _subsample(height, width, max_res)
+    rows, columns = _subsample(height, width, how.max_res)
     sample_mask = mask[rows][:, columns]
-    low, high = _extrema(maps[:, rows][:, :, columns], sample_mask[None], from_zero=not shift_invariant)
+    low, high = _extrema(maps[:, rows][:, :, columns], sample_mask[None], from_zero)
     maps = jnp.where(mask[None], (maps - low) / jnp.maximum(high - low, TINY), 0.0)
-    scale, shift, trust = aligners[method](maps[:, rows][:, :, columns], sample_mask, shift_invariant=shift_invariant)
+    scale, shift, trust = align(maps[:, rows][:, :, columns], sample_mask, shift_invariant=how.shift_invariant)
     maps = scale[:, None, None] * maps + shift[:, None, None]
     # A member with little trust is moved towards the consensus. (With "mean", this is the trust-weighted mean.)
     consensus = _weighted_sum(trust / jnp.sum(trust), maps)[None]
     depth, uncertainty = merge(consensus + trust[:, None, None] * (maps - consensus))
 
-    low, high = _extrema(depth, mask, from_zero=not shift_invariant)
+    low, high = _extrema(depth, mask, from_zero)
     span = jnp.maximum(high - low, TINY)
     return jnp.where(mask, (depth - low) / span, 0.0), jnp.where(mask, uncertainty / span, 0.0)
 
@@ -318,12 +338,12 @@ def _subsample(height, width, max_res):
 
 
 def ensemble_normals(
-    maps: Float[Array, "e h w 3"], *, reduction: str = "closest"
+    maps: Float[Array | np.ndarray, "e h w 3"], *, reduction: str = "closest"
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
-    """Merges unit normals of one image.
+    """Merges unit normals of one image. Like `ensemble_depth`, it compiles itself.
 
     Args:
-        maps: unit vectors, (e, h, w, 3).
+        maps: unit vectors, (e, h, w, 3), of JAX or NumPy.
         reduction: "mean" for the mean direction, or "closest" for the member closest to it at each pixel, which keeps
             edges sharp.
 
@@ -336,6 +356,13 @@ def ensemble_normals(
     """
     if reduction not in ("closest", "mean"):
         raise ValueError(f"reduction must be 'closest' or 'mean', got {reduction!r}.")
+    return _merge_normal_maps(reduction, maps)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _merge_normal_maps(
+    reduction: str, maps: Float[Array, "e h w 3"]
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
     maps = maps.astype(jnp.float32)
     mean = _mean(maps)
     mean = mean / jnp.maximum(length(mean), TINY)

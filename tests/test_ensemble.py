@@ -21,9 +21,8 @@ toy_ensemble, fitted_errors, KINDS = (BENCHMARK[name] for name in ("toy_ensemble
 HEIGHT, WIDTH = 48, 64
 SEEDS = range(4)
 
-OPTIONS = "method scale_invariant shift_invariant reduction regularizer_strength max_iter tol max_res".split()
-ensemble_depth = jax.jit(ensemble_depth, static_argnames=OPTIONS)  # as it is meant to be called
-align_bfgs_jit = jax.jit(align_bfgs, static_argnames=OPTIONS[2:7])
+OF_BFGS = ("shift_invariant", "reduction", "regularizer_strength", "max_iter", "tol")
+align_bfgs_jit = jax.jit(align_bfgs, static_argnames=OF_BFGS)
 
 
 def toy(kind="drift", seed=0):
@@ -337,6 +336,41 @@ def test_errors_say_what_to_do(options, message):
 def test_one_map_is_no_ensemble():
     with pytest.raises(ValueError, match="at least 2 maps, got 1"):
         ensemble_depth(toy()[:1])
+
+
+def compiled(caplog, function, *arguments, **options):
+    """The number of programs that a call compiles."""
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        jax.block_until_ready(function(*arguments, **options))
+    return sum(record.getMessage().startswith("Compiling jit(") for record in caplog.records)
+
+
+def test_a_call_is_one_program_and_the_next_call_none(caplog):
+    maps, mask = np.random.default_rng(0).random((3, 11, 13), np.float32), np.ones((11, 13), bool)
+    normals = np.random.default_rng(0).normal(size=(3, 11, 13, 3)).astype(np.float32)
+    calls = {
+        "depth": partial(ensemble_depth, maps),
+        "masked": partial(ensemble_depth, maps, mask),
+        "bfgs": partial(ensemble_depth, maps, method="bfgs", tol=0.01),
+        "normals": partial(ensemble_normals, normals),
+    }
+    for name, call in calls.items():
+        assert (compiled(caplog, call), compiled(caplog, call)) == (1, 0), name
+
+
+def test_numpy_arrays_are_merged_like_those_of_jax():
+    maps, mask = np.asarray(toy(), np.float64), np.arange(WIDTH) < np.full((HEIGHT, 1), 50)
+    ours = ensemble_depth(maps, mask)
+    assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 for x in ours)
+    assert_close(ours, ensemble_depth(jnp.asarray(maps), jnp.asarray(mask)), 0)
+
+
+def test_it_can_be_called_in_a_program_and_has_gradients_outside_of_one():
+    maps = toy()[:3, :8, :8]
+    assert_close(jax.jit(ensemble_depth)(maps), ensemble_depth(maps), 1e-6)
+    gradient = jax.grad(lambda maps: ensemble_depth(maps)[1].sum())(maps)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 # ---- Normals ---------------------------------------------------------------------------------------------------------

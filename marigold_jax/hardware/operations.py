@@ -1,7 +1,8 @@
 """Counts the operations of matrix products and convolutions in a function, from its jaxpr.
 
-XLA counts the body of a loop once and ignores Pallas kernels. Here, the body of a loop is counted once per iteration.
-The other operations of a network (norms, activations, softmax) are few in comparison and do not use the matrix units.
+XLA counts the body of a loop once and ignores kernels of Pallas and cuDNN. Here, the body of a loop is counted once per
+iteration. The other operations of a network (norms, activations, softmax) are few in comparison and do not use the
+matrix units.
 """
 
 import math
@@ -63,4 +64,19 @@ def _convolution(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * products / dilation
 
 
-_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+def _cudnn_attention(products: int) -> Callable[[Any], float]:
+    """Counts products of queries x keys x width; arrays are (batch, length, heads, width)."""
+
+    def count(equation: Any) -> float:
+        query, key = (equation.invars[index].aval.shape for index in (0, 1))
+        return 2.0 * products * math.prod(query) * key[1]
+
+    return count
+
+
+_COUNTS = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "dot_product_attention_fwd_wrapper": _cudnn_attention(2),
+    "dot_product_attention_bwd_wrapper": _cudnn_attention(5),  # one of them computes the logits again
+}

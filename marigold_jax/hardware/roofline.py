@@ -5,9 +5,9 @@ from typing import NamedTuple
 from marigold_jax.hardware.chips import Chip
 
 STATEMENT = (
-    "roofline: operations / peak, bytes / memory bandwidth (a loop's body counted once), bytes sent / link\n"
-    "  bandwidth. The longest of the three is the shortest possible time: full speed, everything overlapped. Their\n"
-    "  sum is the time without overlap. MFU: operations of the model, without recomputation, over peak x time"
+    "roofline: operations / peak, bytes of main memory / its bandwidth, bytes sent / link bandwidth. The longest of\n"
+    "  the three is the shortest possible time: full speed, everything overlapped. Their sum is the time without\n"
+    "  overlap. MFU: operations of the model, without recomputation, over peak x time"
 )
 
 
@@ -17,7 +17,7 @@ class Work(NamedTuple):
     Attributes:
         flops: operations.
         useful: operations without those that rematerialisation repeats.
-        memory: bytes read from and written to memory.
+        memory: bytes read from and written to the main memory of the chip.
         sent: bytes sent to other chips.
     """
 

@@ -1,4 +1,4 @@
-"""Devices to compile for: a Cloud TPU slice (without a TPU), simulated devices, or the devices of this machine."""
+"""Devices to compile for: a TPU slice or GPUs (without having them), simulated devices, or those of this machine."""
 
 import dataclasses
 import os
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from marigold_jax.hardware import gpus
 from marigold_jax.hardware.chips import Chip, chip_of
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
@@ -46,7 +47,9 @@ _ALONE = {
 
 
 def parse(target: str) -> tuple[str, str]:
-    """Returns ("v5e", "2x4") for "tpu:v5e-8" or "tpu:v5e:2x4", ("cpu", "8") for "cpu:8", and ("here", "") for "here".
+    """Returns the kind of device, and the shape or number: ("v5e", "2x4") for "tpu:v5e-8" or "tpu:v5e:2x4".
+
+    ("h100", "8") for "gpu:h100:8", ("h100", "1") for "gpu:h100", ("cpu", "8") for "cpu:8", ("here", "") for "here".
 
     Raises:
         ValueError: the target is none of these.
@@ -55,6 +58,8 @@ def parse(target: str) -> tuple[str, str]:
         return HERE, ""
     if match := re.fullmatch(r"cpu:([1-9]\d*)", target):
         return "cpu", match[1]
+    if (match := re.fullmatch(r"gpu:(\w+)(?::([1-9]\d*))?", target)) and match[1] in gpus.GPUS:
+        return match[1], match[2] or "1"
     name = target.removeprefix("tpu:")
     if name != target and name in SLICES:
         return SLICES[name]
@@ -62,19 +67,20 @@ def parse(target: str) -> tuple[str, str]:
     if name != target and generation in GENERATIONS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
         return generation, topology
     raise ValueError(
-        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology such as tpu:v5e:2x4; cpu:8 "
-        "for eight simulated devices; or here for the devices of this machine"
+        f"--target {target}: wanted tpu:NAME with one of {', '.join(SLICES)}; a topology such as tpu:v5e:2x4; "
+        f"gpu:NAME with one of {', '.join(gpus.GPUS)}, or gpu:h100:8 for eight; cpu:8 for eight simulated devices; or "
+        "here for the devices of this machine"
     )
 
 
 def devices(target: str) -> list[jax.Device]:
     """Returns the devices of a target. Programs can be compiled for all of them, and run on "cpu:N" and "here".
 
-    Call this before JAX initialises its devices. It does not occupy real TPUs.
+    Call this before JAX initialises its devices. It does not occupy real TPUs or GPUs.
 
     Raises:
         ValueError: the target has the wrong form, or there is no such topology.
-        ModuleNotFoundError: libtpu, the compiler for TPUs, is not installed.
+        ModuleNotFoundError: libtpu, the compiler for TPUs, or the plugin with that for GPUs is not installed.
     """
     kind, shape = parse(target)
     if kind == HERE:
@@ -83,6 +89,8 @@ def devices(target: str) -> list[jax.Device]:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
         return jax.devices()
+    if kind in gpus.GPUS:
+        return gpus.devices(kind, int(shape))
     try:
         import libtpu  # noqa: F401
     except ModuleNotFoundError:

@@ -11,7 +11,8 @@ The choice is automatic and logged once for each kind of call. `MARIGOLD_JAX_ATT
 overrides it wherever that implementation can run; elsewhere the automatic choice is kept.
 
 The platform is that of the mesh in whose context the call is traced (`jax.sharding.use_abstract_mesh`). The devices of
-that mesh need not exist on this machine. Without a mesh, the platform is JAX's default.
+that mesh need not exist on this machine. Without a mesh, the platform is JAX's default. Whether cuDNN works is tried
+on a GPU of this machine, once for each dtype and width.
 """
 
 import functools
@@ -55,15 +56,34 @@ def platform() -> str:
 
 def choose(platform: str, dtype: jax.typing.DTypeLike, queries: int, keys: int, width: int) -> str:
     """Returns the implementation's name for one call, a function of the arguments and of MARIGOLD_JAX_ATTENTION."""
-    return _choose(platform, jnp.dtype(dtype), queries, keys, width, os.environ.get("MARIGOLD_JAX_ATTENTION"))
+    override = os.environ.get("MARIGOLD_JAX_ATTENTION")
+    return _choose(platform, jnp.dtype(dtype), queries, keys, width, override, _elsewhere())
+
+
+def _elsewhere() -> bool:
+    """Whether the call is traced for the devices of a mesh that do not exist on this machine."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.abstract_device is not None and not _local(mesh.abstract_device.platform)
 
 
 @functools.cache
-def _choose(platform: str, dtype: np.dtype, queries: int, keys: int, width: int, override: str | None) -> str:
+def _local(platform: str) -> tuple[jax.Device, ...]:
+    """Returns the devices of a platform on this machine."""
+    try:
+        return tuple(jax.local_devices(backend=platform))
+    except RuntimeError:  # JAX has no such platform here
+        return ()
+
+
+@functools.cache
+def _choose(
+    platform: str, dtype: np.dtype, queries: int, keys: int, width: int, override: str | None, elsewhere: bool
+) -> str:
     narrow = width <= 128 and width % 8 == 0
     able = {
         "flash": platform == "tpu" and narrow,
-        "cudnn": platform == "gpu" and narrow and dtype.itemsize == 2 and _cudnn_compiles(dtype, width),
+        # GPUs that are only compiled for are assumed to have compute capability 8.0 or higher, which is all it takes.
+        "cudnn": platform == "gpu" and narrow and dtype.itemsize == 2 and (elsewhere or _cudnn_compiles(dtype, width)),
         "blockwise": True,
         "xla": True,
     }
@@ -125,8 +145,12 @@ def _cudnn(query: Array, key: Array, value: Array) -> Array:
 
 @functools.cache
 def _cudnn_compiles(dtype: np.dtype, width: int) -> bool:
-    """Whether cuDNN's attention can be compiled here. An unsuitable driver or library must not stop the program."""
-    shape = jax.ShapeDtypeStruct((1, 128, 1, width), dtype)
+    """Whether cuDNN's attention can be compiled for a GPU of this machine.
+
+    An unsuitable driver or library must not stop the program. GPUs need not be JAX's default devices.
+    """
+    device = (*_local("gpu"), *jax.local_devices())[0]
+    shape = jax.ShapeDtypeStruct((1, 128, 1, width), dtype, sharding=jax.sharding.SingleDeviceSharding(device))
     try:
         jax.jit(_cudnn).lower(shape, shape, shape).compile()
     except Exception as error:  # jax raises many types here: RuntimeError, ValueError, NotImplementedError, XLA's own

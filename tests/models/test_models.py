@@ -261,6 +261,28 @@ def test_missing_cudnn_falls_back_to_blocks(caplog):
     attention._choose.cache_clear()
 
 
+def test_gpus_that_are_only_compiled_for_have_cudnn(monkeypatch, caplog):
+    half = jnp.bfloat16
+    mesh = Layout(make_mesh(1, jax.devices()[:1])).mesh.abstract_mesh
+    abroad = jax.sharding.AbstractDevice("NVIDIA L4", 58, "gpu")
+    attention._choose.cache_clear()
+    with jax.sharding.use_abstract_mesh(mesh.update(abstract_device=abroad)):
+        assert attention.platform() == "gpu" and attention._elsewhere()
+        assert attention.choose("gpu", half, 4096, 4096, 64) == "cudnn"
+        assert attention.choose("gpu", half, 4096, 4096, 512) == "blockwise"
+        # A GPU that is here is tried, also inside a mesh of several devices.
+        monkeypatch.setattr(attention, "_local", lambda platform: tuple(jax.devices()[:1]))
+        attention._cudnn_compiles.cache_clear()
+        assert not caplog.text and attention.choose("gpu", half, 4096, 4096, 64) == "blockwise"
+        assert "cuDNN is not usable here" in caplog.text
+    with jax.sharding.use_abstract_mesh(make_mesh(1).abstract_mesh):
+        monkeypatch.setattr(attention, "_cudnn", lambda query, key, value: query)
+        attention._cudnn_compiles.cache_clear()
+        assert attention._cudnn_compiles(jnp.dtype(half), 64)
+    attention._cudnn_compiles.cache_clear()
+    attention._choose.cache_clear()
+
+
 def test_bfloat16_stays_close_to_float32(unets):
     _, ours = unets
     structure, params = functional.split(ours)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from small_training import ROOT, small_config
 
 from marigold_jax import aot
-from marigold_jax.hardware import roofline, slices
+from marigold_jax.hardware import gpus, roofline, slices
 from marigold_jax.hardware.chips import CHIPS, Chip, chip_of, peak_flops
 from marigold_jax.hardware.collectives import collectives
 from marigold_jax.hardware.operations import flops
@@ -38,9 +38,10 @@ def test_slices_are_named_as_they_are_rented():
         chips, cores = jnp.prod(jnp.array(sides)), 2 if generation in ("v4", "v5p") else 1
         assert name == f"{generation}-{chips * cores}"
     assert slices.parse("tpu:v6e:4x8") == ("v6e", "4x8")
+    assert slices.parse("gpu:l4") == ("l4", "1") and slices.parse("gpu:h100:8") == ("h100", "8")
     assert slices.parse("cpu:8") == ("cpu", "8") and slices.parse("here") == ("here", "")
-    for wrong in ("v5e-8", "tpu:v5e-7", "tpu:v9:2x2", "tpu:v5e:2by4", "cpu:0", "gpu:8"):
-        with pytest.raises(ValueError, match=r"wanted tpu:NAME with one of v4-8, .*cpu:8 .*or here for"):
+    for wrong in ("v5e-8", "tpu:v5e-7", "tpu:v9:2x2", "tpu:v5e:2by4", "cpu:0", "gpu:8", "gpu:k80", "gpu:h100:0"):
+        with pytest.raises(ValueError, match=r"wanted tpu:NAME .*v4-8, .*gpu:NAME .*h100, .*cpu:8 .*or here for"):
             slices.parse(wrong)
 
 
@@ -78,6 +79,26 @@ def test_without_libtpu_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ModuleNotFoundError, match=r"libtpu, .* is not installed: pip install -e '.\[tpu\]'"):
         slices.devices("tpu:v5e-8")
+
+
+def test_gpus_are_chips_that_are_known():
+    for gpu in gpus.GPUS.values():
+        chip = chip_of(gpu.kind)
+        # Multiplications and additions of the tensor cores per clock: 512 per core since Ampere, 1024 on Hopper, at
+        # least half of that on GPUs for desktops.
+        assert 500 < chip.peak_flops / (gpu.cores * gpu.clock * 1e9) < 5000
+        assert f"memory_bandwidth: {int(chip.bandwidth)}" in gpus._target_config(gpu)
+
+
+def test_the_clocks_of_tpus_belong_to_their_peaks():
+    for name, units in {"TPU v4": 8, "TPU v5 lite": 4, "TPU v5": 8, "TPU v6 lite": 16}.items():
+        assert CHIPS[name].clock == pytest.approx(CHIPS[name].peak_flops / (2 * units * 128**2), rel=0.003)
+
+
+def test_without_the_plugin_for_gpus_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(gpus, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"for CUDA, .* is not installed: pip install -e '.\[cuda\]'"):
+        slices.devices("gpu:h100")
 
 
 # ------------------------------------------------------------------------------------------------------------- roofline
@@ -222,17 +243,19 @@ def test_what_a_small_training_and_prediction_need(monkeypatch, capsys):
         "report",
         lambda program, chip, original=aot.report: reports.update({program.name: program}) or original(program, chip),
     )
-    aot.run(config, "cpu:2", "both", "float32")
+    figures = list(aot.run(config, "cpu:2", "both", aot.Prediction("float32", batch_size=2)))
     out = capsys.readouterr().out
     assert "cpu:2: 2 x cpu (2)" in out and "roofline: operations / peak" in out
     assert "train: 2 x 8 images of 16x24 per step" in out and "a prediction: compute" in out
     gradient, update, prediction = reports.values()
+    assert [one["samples"] for one in figures] == [8, 16, 2] and "prediction of 2 x" in figures[2]["name"]
+    assert figures[0]["seconds"] > figures[2]["seconds"] > 0
     sent = {row.kind for row in gradient.collectives}
     assert {"all-gather", "all-reduce"} <= sent and not prediction.collectives
     # The same lies on a chip all the time: the update reads moments, and the gradient pictures and the frozen VAE.
     lying = [program.bytes["arguments"] + program.bytes["beside"] for program in (gradient, update)]
     assert lying[0] == lying[1] and gradient.bytes["beside"] > 2 / 5 * lying[0]
-    assert gradient.work.flops == gradient.work.useful > 3 * prediction.work.flops / 2 > 0
+    assert gradient.work.flops == gradient.work.useful > 3 * prediction.work.flops / 4 > 0
     assert f"of 1.00 GiB ({sum(gradient.bytes.values()) / chip.memory:.1%})" in out
 
 
@@ -266,3 +289,10 @@ def test_what_does_not_fit_the_chips_costs_one_line():
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith("cpu:3: 3 x cpu (3)")
     assert done.stderr == "error: config.data.batch_size=16: wanted a multiple of the 3 chips\n"
+
+
+def test_wrong_sizes_cost_one_line(capsys):
+    for wrong in (["--batch_size", "-1"], ["--processing_res", "100"], ["--processing_res", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            aot.parse(["--config", "configs/quickstart.py", "--target", "here", *wrong])
+        assert "a multiple of 8 from 64 up" in capsys.readouterr().err
