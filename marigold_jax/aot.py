@@ -33,14 +33,15 @@ import jax
 import jax.numpy as jnp
 
 from marigold_jax.data.geometry import default_bucket, fit
-from marigold_jax.hardware import comparison, forecast, gpus, roofline, slices
+from marigold_jax.hardware import comparison, compiler_options, forecast, gpus, roofline, slices
 from marigold_jax.hardware.chips import Chip
 from marigold_jax.hardware.compiled import Compiled, compile_for, per_chip
 from marigold_jax.hardware.operations import flops
 from marigold_jax.hardware.report import report, timing
 from marigold_jax.hardware.units import in_words
+from marigold_jax.inference.kernel_layout import arranged
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
-from marigold_jax.inference.program import denoise
+from marigold_jax.inference.program import denoise, denoise_with
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
 from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import extras, sharding, terminal
@@ -84,6 +85,7 @@ def train(config: ConfigDict, devices: list[jax.Device]) -> Iterator[Compiled]:
         seed=config.run.seed,
         ema_decay=setup.ema_decay,
         layout=layout,
+        batch_size=data.batch_size,
     )
 
     state = state_shapes(setup.params, setup.optimiser, setup.ema_decay is not None, layout)
@@ -129,7 +131,8 @@ def predict(config: ConfigDict, devices: list[jax.Device], wanted: Prediction) -
     base = start_from(ModelOptions(**config.model.to_dict()), config.objective.to_dict(), shapes_only=True)
     pipe, dtype = Marigold(base), DTYPES[wanted.dtype]
     params = layout.shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), pipe.params))
-    images = wanted.batch_size or DEFAULT_BATCH_SIZE[devices[0].platform]
+    platform = devices[0].platform
+    images = wanted.batch_size or DEFAULT_BATCH_SIZE[platform]
     longer = pipe.default_processing_resolution if wanted.processing_res is None else wanted.processing_res
     canvas = fit((longer * 3 // 4, longer), longer, default_bucket(longer)).canvas
     table = pipe.sampler()
@@ -139,12 +142,15 @@ def predict(config: ConfigDict, devices: list[jax.Device], wanted: Prediction) -
         jax.ShapeDtypeStruct((images, 2), jnp.int32),
         jax.ShapeDtypeStruct((), jnp.uint32),
     )
+    params |= {part: arranged(params[part], platform) for part in ("unet", "vae")}
     arguments = (pipe.program(table, images, 1, images), params, *layout.shapes(shapes), None)
+    options = compiler_options.options(platform, images)
+    compiled = denoise_with(tuple(options.items())) if options else denoise
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
         operations = flops(lambda *arrays: denoise(arguments[0], *arrays), *arguments[1:])
         steps = len(table.timesteps)
         name = f"prediction of {images} x {canvas[0]}x{canvas[1]}, {steps} step(s), {wanted.dtype}, on one chip"
-        return compile_for(name, denoise, arguments, 1, samples=images, operations=operations, useful=operations)
+        return compile_for(name, compiled, arguments, 1, samples=images, operations=operations, useful=operations)
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

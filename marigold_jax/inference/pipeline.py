@@ -21,7 +21,8 @@ from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
 from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.diffusion.scheduler_config import SchedulerConfig
-from marigold_jax.hardware import tpu_compiler
+from marigold_jax.hardware import compiler_options
+from marigold_jax.inference.kernel_layout import arranged
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
 from marigold_jax.inference.program import Program, denoise, denoise_with
 from marigold_jax.runs.locate import locate
@@ -101,7 +102,8 @@ class Marigold:
         self.structures = (unet.structure, vae.structure)
         self.dtype = unet.params["conv_in.kernel"].dtype
         context = jnp.asarray(checkpoint.empty_prompt[2], self.dtype)
-        self.params = {"unet": unet.params, "vae": vae.params, "empty_prompt": context}
+        kernels = {name: arranged(part.params, jax.default_backend()) for name, part in (("unet", unet), ("vae", vae))}
+        self.params = {**kernels, "empty_prompt": context}
         by_spacing = DEFAULT_STEPS[self.scheduler.timestep_spacing]
         by_sampler = DEFAULT_STEPS.get(self.scheduler.class_name or "", by_spacing)
         self.default_denoising_steps: int = index.default_denoising_steps or by_sampler
@@ -407,8 +409,9 @@ class Marigold:
         shape = (members, height // self.downsampling, width // self.downsampling, self.latent_channels)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
-        program = self.program(table, members, ensemble_size, batch_size or default_batch_size(max(height, width)), ensembling_kwargs)
-        options = tpu_compiler.options(jax.default_backend(), program.chunk)
+        batch_size = batch_size or default_batch_size(max(height, width))
+        program = self.program(table, members, ensemble_size, batch_size, ensembling_kwargs)
+        options = compiler_options.options(jax.default_backend(), program.chunk)
         compiled = denoise_with(tuple(options.items())) if options else denoise
         prediction, uncertainty, latent = compiled(
             program,

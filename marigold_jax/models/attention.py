@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 # With at most this many query-key pairs per head, all logits are materialised at once. Measured on CPU, where blocks
 # are faster from 1024 x 1024 up, because the logits of a block stay in the cache.
 LARGEST_WHOLE = 512 * 1024
+# Blocks of queries. Accelerators take larger ones than CPUs, up to so many query-key pairs per head: every block is a
+# loop iteration of several kernels.
 QUERY_BLOCK = 128
+MOST_PAIRS = {"cpu": 0, "gpu": 2**23, "tpu": 2**23}
 FLASH_BLOCK = 512
 
 Attention = Callable[[Array, Array, Array], Array]
@@ -112,7 +115,8 @@ def _blockwise(query: Array, key: Array, value: Array) -> Array:
     accelerators, heads are computed in parallel.
     """
     b, n, heads, width = query.shape
-    block = min(QUERY_BLOCK, n)
+    pairs = MOST_PAIRS[platform()] // key.shape[1]
+    block = min(n, QUERY_BLOCK * max(1, pairs // QUERY_BLOCK))
     blocks = -(-n // block)
     scale = jnp.asarray(width**-0.5, query.dtype)
 

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from marigold_jax.models.config import ANY, Colours, Factor, Width, Widths
-from marigold_jax.models.layers import Keys, Remat, conv3x3, keep, resize_nearest
+from marigold_jax.models.layers import Keys, Remat, conv3x3, keep
+from marigold_jax.models.upsampling import resize_nearest
 from marigold_jax.runtime.typed import Between
 
 FIXED = {

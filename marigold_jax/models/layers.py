@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from marigold_jax.models import strips
+from marigold_jax.models import strips, upsampling
+from marigold_jax.models.attention import platform
+from marigold_jax.models.upsampling import resize_nearest
 
+MOST_PARTS = 31  # in which GroupNorm sums an image; XLA computes a sum of 32 or more in a kernel of its own on GPUs
 Remat = Callable[[Callable], Callable]  # wraps the call of a block: `jax.checkpoint`, or nothing
 
 
@@ -38,10 +41,11 @@ class Keys:
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (arXiv 1803.08494) with a two-pass variance. One pass loses 2e-2 for large means.
+    """Group normalisation (arXiv 1803.08494), with statistics in float32 that are exact for any mean.
 
-    Pixels are summed before the channels of a group. Flax's layer reduces both at once, through a reshape that splits
-    the channel axis, and takes almost twice as long on CPUs, forward and backward.
+    The statistics take one pass over the input on accelerators, and two on CPUs, where XLA would store x - pivot to sum
+    it twice. Pixels are summed before the channels of a group. Flax's layer reduces both at once, through a reshape
+    that splits the channel axis, and takes almost twice as long on CPUs, forward and backward.
     """
 
     def __init__(self, channels: int, groups: int, epsilon: float):
@@ -49,35 +53,80 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        centred = x.astype(jnp.float32)
-        centred = centred - self._mean(centred)
-        return self._scaled(centred, self._mean(centred**2)).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "b h w c"], offset: Float[Array, "b 1 1 c"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Returns the normalised x, or x + offset. The sum is float32 and is never stored."""
+        return self._normalised(x, offset, *self._statistics(x, offset))
 
-    def activation(self, x: Float[Array, "b h w d"]) -> Callable[[Array], Array]:
-        """Returns silu(norm(·)) as a function of a part of x, with the statistics of the whole x.
+    def activation(
+        self, x: Float[Array, "b h w d"], offset: Float[Array, "b 1 1 d"] | None = None
+    ) -> Callable[[Array], Array]:
+        """Returns silu(norm(· + offset)) as a function of a part of x, with the statistics of the whole x.
 
         If x has more channels than the layer, only the first ones are used, without a copy.
         """
         channels = self.scale.shape[0]
-        mean = self._mean(x.astype(jnp.float32))
-        variance = self._mean((x.astype(jnp.float32) - mean) ** 2)[..., :channels]
-        mean = mean[..., :channels]
+        offset, mean, variance = (
+            None if each is None else each[..., :channels] for each in (offset, *self._statistics(x, offset))
+        )
+        return lambda part: nnx.silu(self._normalised(part[..., :channels], offset, mean, variance))
 
-        def of_part(part: Array) -> Array:
-            return nnx.silu(self._scaled(part[..., :channels].astype(jnp.float32) - mean, variance).astype(x.dtype))
-
-        return of_part
-
-    def _mean(self, x: Array) -> Array:
-        """Returns the mean over all pixels and over the group of each channel: (b, h, w, c) to (b, 1, 1, c)."""
+    def _statistics(self, x: Array, offset: Array | None) -> tuple[Array, Array]:
+        """Returns mean and variance of the group of each channel: (b, h, w, c) to twice (b, 1, 1, c), float32."""
         size = self.scale.shape[0] // self.groups
-        by_group = x.mean(axis=(1, 2)).reshape(x.shape[0], -1, size).mean(axis=-1)
-        return jnp.repeat(by_group, size, axis=-1)[:, None, None, :]
+        if platform() == "cpu":
+            return _in_two_passes(_plus(x, offset), size)
+        groups = slice(None, None, size)
+        pivot = _typical(_plus(x[..., groups], None if offset is None else offset[..., groups]))
+        return _in_one_pass(_plus(x, offset), pivot, size)
 
-    def _scaled(self, centred: Array, variance: Array) -> Array:
+    def _normalised(self, x: Array, offset: Array | None, mean: Array, variance: Array) -> Array:
         scale, bias = (each[...].astype(jnp.float32).reshape(1, 1, 1, -1) for each in (self.scale, self.bias))
-        return centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
+        return ((_plus(x, offset) - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(x.dtype)
+
+
+def _plus(x: Array, offset: Array | None) -> Array:
+    x = x.astype(jnp.float32)
+    return x if offset is None else x + offset.astype(jnp.float32)
+
+
+def _in_two_passes(x: Float[Array, "b h w c"], size: int) -> tuple[Array, Array]:
+    """Returns mean and variance of each group of `size` channels, twice (b, 1, 1, c)."""
+
+    def mean(y: Array) -> Array:
+        by_group = y.mean(axis=(1, 2)).reshape(y.shape[0], -1, size).mean(axis=-1)
+        return _of_each_channel(by_group, size)
+
+    middle = mean(x)
+    return middle, mean((x - middle) ** 2)
+
+
+def _in_one_pass(x: Float[Array, "b h w c"], pivot: Float[Array, "b g"], size: int) -> tuple[Array, Array]:
+    """Returns mean and variance as `_in_two_passes` does, from the sums of x - pivot and of its square.
+
+    The pivot must be within a few hundred standard deviations of the mean: without one, a large mean costs up to 2e-2.
+    Both sums are taken in the same steps, each of which XLA compiles to one kernel on a GPU, and none of which changes
+    the memory layout on a TPU.
+    """
+    b, h, w, c = x.shape
+    parts = max(n for n in range(1, MOST_PARTS + 1) if h % n == 0)
+    apart = (x - _of_each_channel(pivot, size)).reshape(b, parts, h // parts, w, c)
+    sums = jnp.stack([apart.sum(axis=(2, 3)), (apart * apart).sum(axis=(2, 3))])
+    by_group = sums.reshape(2, b, parts, c // size, size).swapaxes(2, 3).reshape(2, b, c // size, parts * size)
+    first, second = by_group.sum(axis=-1) / (h * w * size)
+    return _of_each_channel(pivot + first, size), _of_each_channel(jnp.maximum(second - first**2, 0.0), size)
+
+
+def _of_each_channel(x: Float[Array, "b g"], size: int) -> Float[Array, "b 1 1 c"]:
+    return jnp.repeat(x, size, axis=-1)[:, None, None, :]
+
+
+def _typical(x: Float[Array, "b h w g"]) -> Float[Array, "b g"]:
+    """Returns the median of three pixels, so that a single bright spot does no harm. It has no gradient."""
+    _, h, w, _ = x.shape
+    one, two, three = (x[:, n * h // 4, n * w // 4] for n in (1, 2, 3))
+    return jax.lax.stop_gradient(jnp.maximum(jnp.minimum(one, two), jnp.minimum(jnp.maximum(one, two), three)))
 
 
 def conv3x3(in_channels: int, out_channels: int, rngs: Keys) -> nnx.Conv:
@@ -90,8 +139,9 @@ def conv_of_norm(
     x: Float[Array, "b h w c"],
     beside: Float[Array, "b h w e"] | None = None,
     shortcut: Callable[[Array], Array] = lambda y: y,
+    offset: Float[Array, "b 1 1 c"] | None = None,
 ) -> Float[Array, "b h w d"]:
-    """Returns conv(silu(norm(x))) + shortcut(beside), computed in strips if the image is large.
+    """Returns conv(silu(norm(x + offset))) + shortcut(beside), computed in strips if the image is large.
 
     Args:
         norm: of the channels of x.
@@ -99,10 +149,11 @@ def conv_of_norm(
         x: (b, h, w, c).
         beside: the input of the residual block, (b, h, w, e); None for no shortcut.
         shortcut: from e to the output channels.
+        offset: added to every pixel of x, or None.
     """
     if strips.wanted(x, conv):
-        return strips.convolve(conv, x, norm.activation(x), beside=beside, shortcut=shortcut)
-    y = conv(nnx.silu(norm(x)))
+        return strips.convolve(conv, x, norm.activation(x, offset), beside=beside, shortcut=shortcut)
+    y = conv(nnx.silu(norm(x, offset)))
     return y if beside is None else y + shortcut(beside)
 
 
@@ -166,10 +217,10 @@ class ResnetBlock(nnx.Module):
             rest = {"beside": both, "shortcut": lambda strip: strip[..., channels:]}
             return strips.convolve(self.conv2, both, self.norm2.activation(both), **rest)
         y = conv_of_norm(self.norm1, self.conv1, x)
-        if self.time_emb_proj is not None:
-            y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
+        # The convolution could add the embedding itself, but then XLA would first store it for every pixel.
+        offset = None if self.time_emb_proj is None else self.time_emb_proj(nnx.silu(time))[:, None, None, :]
         shortcut = {} if self.conv_shortcut is None else {"shortcut": self.conv_shortcut}
-        return conv_of_norm(self.norm2, self.conv2, y, x, **shortcut)
+        return conv_of_norm(self.norm2, self.conv2, y, x, **shortcut, offset=offset)
 
 
 class Downsample(nnx.Module):
@@ -190,20 +241,11 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b i j c"]:
         doubled = (2 * x.shape[1], 2 * x.shape[2])
-        if size in (None, doubled) and strips.wanted(x, self.conv, 2):
+        if size not in (None, doubled):
+            return self.conv(resize_nearest(x, size))
+        if strips.wanted(x, self.conv, 2):
             return strips.convolve(self.conv, x, factor=2)
-        return self.conv(resize_nearest(x, size or doubled))
-
-
-def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b i j c"]:
-    """Nearest-neighbour resize with source index floor(i · in / out): PyTorch's "nearest", not "nearest-exact"."""
-    b, h, w, c = x.shape
-    if size == (2 * h, 2 * w):
-        doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-        return doubled.reshape(b, 2 * h, 2 * w, c)
-    rows = jnp.arange(size[0]) * h // size[0]
-    columns = jnp.arange(size[1]) * w // size[1]
-    return jnp.take(jnp.take(x, rows, axis=1), columns, axis=2)
+        return upsampling.doubled(self.conv, x) if platform() == "cpu" else self.conv(resize_nearest(x, doubled))
 
 
 def gelu(x: Array) -> Array:

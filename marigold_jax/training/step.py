@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from marigold_jax.hardware import tpu_compiler
+from marigold_jax.hardware import compiler_options
 from marigold_jax.models.functional import Params
 from marigold_jax.runtime.sharding import Layout
 from marigold_jax.training.objectives.contract import Batch, Frozen, Metrics, Objective
@@ -82,11 +82,11 @@ def _metrics(state: TrainState, accumulator: Accumulator) -> Metrics:
     return own | {"skipped": state["skipped"]} | accumulator["metrics"]
 
 
-def _compiler_options(layout: Layout | None, batch_size: int) -> dict[str, bool] | None:
+def _options(layout: Layout | None, batch_size: int) -> dict[str, Any] | None:
     if layout is None or not batch_size:
         return None
     mesh = layout.mesh
-    return dict(tpu_compiler.options(mesh.devices.flat[0].platform, batch_size // mesh.size)) or None
+    return dict(compiler_options.options(mesh.devices.flat[0].platform, batch_size // mesh.size)) or None
 
 
 def make_programs(
@@ -113,7 +113,7 @@ def make_programs(
         """Gives the mesh to kernels that split themselves over devices, because the compiler cannot."""
         return contextlib.nullcontext() if layout is None else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh)
 
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options(layout, batch_size))
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=_options(layout, batch_size))
     def add(
         accumulator: Accumulator | None, params: Params, frozen: Frozen, batch: Batch, step: Array, micro: Array
     ) -> Accumulator:
@@ -176,11 +176,17 @@ def make_steps(
         accumulation, seed: micro-batches per step; seed of all random numbers.
         ema_decay: d in `ema ← d · ema + (1 − d) · params`; the state must have been made with `ema=True`.
         layout: as given to `init_state`; None for a single device.
-        batch_size: samples of a micro-batch on all devices together, by which a TPU's compiler gets its options (see
-            `hardware.tpu_compiler`); 0 for none.
+        batch_size: samples of a micro-batch on all devices together, by which the compiler gets its options (see
+            `hardware.compiler_options`); 0 for none.
     """
     programs = make_programs(
-        objective, optimiser, accumulation=accumulation, seed=seed, ema_decay=ema_decay, layout=layout, batch_size=batch_size
+        objective,
+        optimiser,
+        accumulation=accumulation,
+        seed=seed,
+        ema_decay=ema_decay,
+        layout=layout,
+        batch_size=batch_size,
     )
 
     def number(x: int | Array) -> Array:

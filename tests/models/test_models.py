@@ -10,7 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from marigold_jax.models import attention, clip, functional, unet, vae
 from marigold_jax.models.config import config_from_dict
-from marigold_jax.models.layers import resize_nearest, sinusoidal_embedding
+from marigold_jax.models.layers import sinusoidal_embedding
+from marigold_jax.models.upsampling import resize_nearest
 from marigold_jax.runtime.sharding import Layout, make_mesh
 from marigold_jax.weights.component import load_component
 
