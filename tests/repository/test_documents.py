@@ -60,10 +60,7 @@ def test_commands_use_flags_that_exist(name, capsys):
     commands = COMMAND.findall(text_of(name).replace("\\\n", " "))
     for program, words in commands:
         assert program in PROGRAMS
-        if program in ("train", "aot"):
-            known = {"--config", "--workdir", "--target", "--what"}
-        else:
-            known = known_flags(program, words.split()[:1] if program == "prepare" else [], capsys)
+        known = known_flags(program, words.split()[:1] if program == "prepare" else [], capsys)
         flags = re.findall(r"(?<![\w.-])--[\w.]+", words.partition(" #")[0])
         configured = [flag for flag in flags if flag.startswith("--config.") and program in CONFIGURED]
         assert set(flags) - set(configured) <= known, f"{program} {words}"
