@@ -425,13 +425,14 @@ class Marigold:
         return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)
 
 
-def default_batch_size(resolution: int = DEFAULT_RESOLUTION) -> int:
+def default_batch_size(resolution: int | None = None) -> int:
     """Returns the number of UNet passes side by side if the caller does not choose.
 
     Args:
-        resolution: the longer side that the network sees, in pixels; 0 if it may be anything.
+        resolution: the longer side that the network sees, in pixels; 0 if it may be anything; None for the resolution
+            of the released models.
     """
-    platform = jax.default_backend()
+    platform, resolution = jax.default_backend(), DEFAULT_RESOLUTION if resolution is None else resolution
     size = DEFAULT_BATCH_SIZE.get(platform, 1)
     return size // 2 if platform == "tpu" and not 0 < resolution <= DEFAULT_RESOLUTION else size
 
