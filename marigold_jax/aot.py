@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from marigold_jax.data.geometry import default_bucket, fit
-from marigold_jax.hardware import comparison, compiler_options, forecast, gpus, roofline, slices
+from marigold_jax.hardware import comparison, forecast, gpus, roofline, slices
 from marigold_jax.hardware.chips import Chip
 from marigold_jax.hardware.compiled import Compiled, compile_for, per_chip
 from marigold_jax.hardware.operations import flops
@@ -41,7 +41,7 @@ from marigold_jax.hardware.report import report, timing
 from marigold_jax.hardware.units import in_words
 from marigold_jax.inference.kernel_layout import arranged
 from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
-from marigold_jax.inference.program import denoise, denoise_with
+from marigold_jax.inference.program import denoise, denoise_for
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
 from marigold_jax.runs.start import start_from
 from marigold_jax.runtime import extras, sharding, terminal
@@ -144,13 +144,13 @@ def predict(config: ConfigDict, devices: list[jax.Device], wanted: Prediction) -
     )
     params |= {part: arranged(params[part], platform) for part in ("unet", "vae")}
     arguments = (pipe.program(table, images, 1, images), params, *layout.shapes(shapes), None)
-    options = compiler_options.options(platform, images)
-    compiled = denoise_with(tuple(options.items())) if options else denoise
     with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
         operations = flops(lambda *arrays: denoise(arguments[0], *arrays), *arguments[1:])
         steps = len(table.timesteps)
         name = f"prediction of {images} x {canvas[0]}x{canvas[1]}, {steps} step(s), {wanted.dtype}, on one chip"
-        return compile_for(name, compiled, arguments, 1, samples=images, operations=operations, useful=operations)
+        return compile_for(
+            name, denoise_for(platform, images), arguments, 1, samples=images, operations=operations, useful=operations
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

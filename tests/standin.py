@@ -11,7 +11,7 @@ from marigold_jax.inference.pipeline import Marigold
 class Brightness:
     """Answers like the pipeline, at once: depth is the mean of the channels, normals are the channels."""
 
-    prepare, finish = Marigold.prepare, Marigold.finish
+    prepare, finish, default_batch_size = Marigold.prepare, Marigold.finish, Marigold.default_batch_size
     downsampling = 8
     default_denoising_steps = 1
     default_processing_resolution = 64

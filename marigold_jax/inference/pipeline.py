@@ -21,10 +21,9 @@ from marigold_jax.data.geometry import PATCH, RESIZES, Geometry, Resize, fit
 from marigold_jax.data.images import in_network_range, pixels_of
 from marigold_jax.diffusion.samplers import SamplerTable, sampler_table
 from marigold_jax.diffusion.scheduler_config import SchedulerConfig
-from marigold_jax.hardware import compiler_options
 from marigold_jax.inference.kernel_layout import arranged
 from marigold_jax.inference.modality import Modality, modality_of, says_otherwise
-from marigold_jax.inference.program import Program, denoise, denoise_with
+from marigold_jax.inference.program import Program, denoise_for
 from marigold_jax.runs.locate import locate
 from marigold_jax.runtime import seeds
 from marigold_jax.runtime.files import printable
@@ -411,9 +410,7 @@ class Marigold:
             raise ValueError(f"latents: wanted shape {shape}, found {latents.shape}")
         batch_size = batch_size or default_batch_size(max(height, width))
         program = self.program(table, members, ensemble_size, batch_size, ensembling_kwargs)
-        options = compiler_options.options(jax.default_backend(), program.chunk)
-        compiled = denoise_with(tuple(options.items())) if options else denoise
-        prediction, uncertainty, latent = compiled(
+        prediction, uncertainty, latent = denoise_for(jax.default_backend(), program.chunk)(
             program,
             self.params,
             table,
@@ -425,14 +422,13 @@ class Marigold:
         return CanvasOutput(prediction, uncertainty if output_uncertainty else None, latent)
 
 
-def default_batch_size(resolution: int | None = None) -> int:
+def default_batch_size(resolution: int) -> int:
     """Returns the number of UNet passes side by side if the caller does not choose.
 
     Args:
-        resolution: the longer side that the network sees, in pixels; 0 if it may be anything; None for the resolution
-            of the released models.
+        resolution: the longer side that the network sees, in pixels; 0 if it may be anything.
     """
-    platform, resolution = jax.default_backend(), DEFAULT_RESOLUTION if resolution is None else resolution
+    platform = jax.default_backend()
     size = DEFAULT_BATCH_SIZE.get(platform, 1)
     return size // 2 if platform == "tpu" and not 0 < resolution <= DEFAULT_RESOLUTION else size
 

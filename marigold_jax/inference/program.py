@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from marigold_jax.diffusion.noise import multi_resolution_noise
 from marigold_jax.diffusion.samplers import SamplerTable, step
+from marigold_jax.hardware import compiler_options
 from marigold_jax.inference.modality import MODALITIES
 from marigold_jax.models import functional
 from marigold_jax.models.functional import Structure
@@ -132,9 +133,10 @@ def denoise(
 
 
 @functools.cache
-def denoise_with(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """Returns `denoise`, compiled with these options of the compiler, as pairs."""
-    return jax.jit(denoise.__wrapped__, static_argnums=0, compiler_options=dict(options)) if options else denoise
+def denoise_for(platform: str, samples: int) -> Callable[..., Any]:
+    """Returns `denoise` with the compiler's options for this platform and this many samples side by side."""
+    options = dict(compiler_options.options(platform, samples))
+    return jax.jit(denoise.__wrapped__, static_argnums=0, compiler_options=options) if options else denoise
 
 
 def _in_chunks(function: Callable[[tuple], tuple], inputs: tuple[Array, ...], size: int) -> tuple[Array, ...]:

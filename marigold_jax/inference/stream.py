@@ -169,9 +169,7 @@ def predict_all(
         Exception: any other exception, from `save` for instance, ends the stream. What was started is finished, also on
             Ctrl-C and when the caller stops iterating; what was not is dropped.
     """
-    from marigold_jax.inference.pipeline import default_batch_size  # with JAX
-
-    batch_size = settings.batch_size or default_batch_size(settings.processing_resolution)
+    batch_size = settings.batch_size or pipe.default_batch_size(settings.processing_resolution)
     images_per_call = max(1, batch_size // settings.ensemble_size)
     stages = _Stages(pipe, settings, batch_size, save)
     batches = Batches(images_per_call, WAITING_BYTES)

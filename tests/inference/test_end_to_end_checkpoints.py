@@ -149,7 +149,8 @@ def test_zeros_give_the_same_bits_for_any_seed_and_any_batch(depth, image):
 
 def test_an_ensemble_of_zeros_is_warned_of(depth, image, caplog, monkeypatch):
     monkeypatch.setattr(
-        "marigold_jax.inference.pipeline.denoise", lambda *_: (np.zeros((1, *SIZE, 1), np.float32), None, None)
+        "marigold_jax.inference.pipeline.denoise_for",
+        lambda *_: lambda *_: (np.zeros((1, *SIZE, 1), np.float32), None, None),
     )
     Marigold.from_pretrained(depth[1])(image, ensemble_size=3, processing_resolution=0)
     assert "every member is the same" in caplog.text

@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from marigold_jax import Marigold
-from marigold_jax.inference import pipeline
+from marigold_jax.inference import pipeline, program
 from marigold_jax.weights import model_folder
 
 SMALL = {
@@ -249,20 +249,20 @@ def outcome(folder):
 def run_mutants(bases, folder, seed, count, monkeypatch):
     """Returns how many were refused. A program that differs from the checkpoint's own is traced, if anything."""
     chance = random.Random(seed)
-    real, first = pipeline.denoise, Marigold.from_pretrained(bases["diffusers"])
+    real, first = program.denoise, Marigold.from_pretrained(bases["diffusers"])
     table = first.sampler(1)
     known = first.program(table, 1, 1, 1)
 
-    def denoise(program, *rest):
-        if program == known:
-            return real(program, *rest)
-        traced.append(program)
+    def denoise(wanted, *rest):
+        if wanted == known:
+            return real(wanted, *rest)
+        traced.append(wanted)
         if len(traced) > MOST_TRACED:
             return np.zeros((1, 8, 8, 1), np.float32), None, None
-        shapes = jax.eval_shape(lambda *arrays: real(program, *arrays), *rest)
+        shapes = jax.eval_shape(lambda *arrays: real(wanted, *arrays), *rest)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
-    monkeypatch.setattr(pipeline, "denoise", denoise)
+    monkeypatch.setattr(pipeline, "denoise_for", lambda *_: denoise)
     refused, traced = 0, []
     for number in range(count):
         base = chance.choices(list(SHARES), SHARES.values())[0]

@@ -6,7 +6,7 @@ import shutil
 import diffusers
 import numpy as np
 import pytest
-from small_training import assert_same, records
+from small_training import SMALL, assert_same, records
 
 from marigold_jax import Marigold, train
 from marigold_jax.data.primitives import Primitives
@@ -56,6 +56,7 @@ def test_distillation_follows_its_own_average_and_resumes_to_the_bit(here, refer
 
     def once(*arguments, **options):
         """Compiled for the first run, and used by the second as well."""
+        assert options["batch_size"] == SMALL["data.batch_size"]  # the compiler's options depend on it
         made.extend([] if made else [make_steps(*arguments, **options)])
         return made[0]
 
