@@ -44,7 +44,7 @@ from marigold_jax.inference.pipeline import DEFAULT_BATCH_SIZE, DTYPES, Marigold
 from marigold_jax.inference.program import denoise, denoise_for
 from marigold_jax.runs.base_model import SCRATCH, ModelOptions
 from marigold_jax.runs.start import start_from
-from marigold_jax.runtime import extras, sharding, terminal
+from marigold_jax.runtime import extras, files, sharding, terminal
 from marigold_jax.training.setup import make_setup
 from marigold_jax.training.step import make_programs, state_shapes
 from marigold_jax.training.targets import TARGETS
@@ -229,17 +229,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, arguments = parse(argv)
     try:
         configuration.check(config.to_dict())
-        before = arguments.diff and comparison.load(arguments.diff)
+        before = files.read_json(arguments.diff) if arguments.diff else None
+        if before is not None and not comparison.is_of_aot(before):
+            raise ValueError(f"{arguments.diff}: wanted a file that aot --json wrote")
+        if arguments.json:  # found out before compiling, which may take half an hour
+            files.writable(arguments.json)
         wanted = Prediction(arguments.dtype, arguments.batch_size, arguments.processing_res)
         found: dict[str, Any] = {"target": arguments.target, "programs": []}
         for figures in run(config, arguments.target, arguments.what, wanted):
             found["programs"].append(figures)
             if arguments.json:
-                comparison.save(arguments.json, found)
+                files.write_json(arguments.json, found)
         if before:
             print(comparison.compare(before, found))
     except (ValueError, OSError, ImportError) as error:
         terminal.fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        terminal.fail(f"the compiler for {arguments.target} failed: {str(error).splitlines()[0]}")
     return 0
 
 

@@ -1,7 +1,5 @@
-"""Figures of compiled programs in a JSON file, and those of two files side by side."""
+"""Figures of compiled programs, and those of two runs of `aot` side by side."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from marigold_jax.hardware import forecast
@@ -48,25 +46,10 @@ def figures(program: Compiled, chip: Chip | None) -> dict[str, Any]:
     }
 
 
-def save(path: Path, found: dict[str, Any]) -> None:
-    """Writes a target and the figures of its programs."""
-    path.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Returns what `save` wrote.
-
-    Raises:
-        ValueError: the file is of another kind.
-    """
-    try:
-        found = json.loads(path.read_text())
-        ours = all("name" in program for program in found["programs"]) and "target" in found
-    except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise ValueError(f"{path}: wanted a file that aot --json wrote")
-    return found
+def is_of_aot(values: dict[str, Any]) -> bool:
+    """Whether the values are a target and the figures of its programs, as `aot --json` writes them."""
+    programs = values.get("programs")
+    return "target" in values and isinstance(programs, list) and all("name" in program for program in programs)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -86,6 +86,16 @@ def write(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def writable(path: Path) -> None:
+    """Makes the folder of a file that will be written. Raises ValueError, with one line, if the file cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: its folder cannot be made: {error.strerror}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: wanted the name of a file, in a folder that can be written to")
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON object as `write` does."""
     write(path, json.dumps(dict(values), indent=2).encode() + b"\n")

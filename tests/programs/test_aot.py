@@ -1,5 +1,6 @@
 """What a run would need: the table of chips, the arithmetic of the roofline, what is counted, the whole program."""
 
+import json
 import os
 import subprocess
 import sys
@@ -296,3 +297,42 @@ def test_wrong_sizes_cost_one_line(capsys):
         with pytest.raises(SystemExit, match="2"):
             aot.parse(["--config", "configs/quickstart.py", "--target", "here", *wrong])
         assert "a multiple of 8 from 64 up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--diff", "nowhere.json"], "nowhere.json: "),
+        (["--diff", "broken.json"], "broken.json: not valid JSON"),
+        (["--diff", "other.json"], "other.json: wanted a file that aot --json wrote"),
+        (["--json", "."], ".: wanted the name of a file"),
+        (["--json", "other.json/found.json"], "other.json/found.json: its folder cannot be made"),
+    ],
+)
+def test_files_that_cannot_be_are_refused_before_anything_is_compiled(tmp_path, monkeypatch, capsys, flags, words):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(aot, "run", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(SystemExit) as status:
+        aot.main(["--target", "cpu:8", "--config", "quickstart", *flags])
+    assert status.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_a_compiler_that_fails_costs_one_line(monkeypatch, capsys):
+    def run(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large\nmore")
+
+    monkeypatch.setattr(aot, "run", run)
+    with pytest.raises(SystemExit) as status:
+        aot.main(["--target", "cpu:8", "--config", "quickstart"])
+    assert status.value.code == 1
+    assert capsys.readouterr().err == "error: the compiler for cpu:8 failed: RESOURCE_EXHAUSTED: too large\n"
+
+
+def test_figures_are_written_into_a_new_folder(tmp_path, monkeypatch):
+    figures = {"name": "prediction of 1", "samples": 1}
+    monkeypatch.setattr(aot, "run", lambda *_: iter([figures]))
+    assert aot.main(["--target", "cpu:8", "--config", "quickstart", "--json", str(tmp_path / "a" / "b.json")]) == 0
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"target": "cpu:8", "programs": [figures]}
