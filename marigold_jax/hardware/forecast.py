@@ -10,7 +10,8 @@ from marigold_jax.hardware.executed import Executed
 CLOCK = (
     "clock: cycles that the TPU compiler estimates for each instruction, loops times their lengths. It states none\n"
     "  for attention's kernels, which are counted at the chip's peak and will take longer, and none for copies\n"
-    "  between the main memory and the chip that run beside other instructions"
+    "  between the main memory and the chip that run beside other instructions. Where an estimate fails, the\n"
+    "  memory's bandwidth counts as well"
 )
 KERNELS = (
     "kernels: each takes the longer of operations / peak and bytes / memory bandwidth, and\n"
@@ -50,7 +51,7 @@ def seconds(row: Executed, chip: Chip) -> float:
 
 def cycles(rows: Sequence[Executed]) -> int:
     """Returns the cycles that the TPU compiler estimates for a program; 0 for another chip."""
-    return sum(row.times * (row.cycles or 0) for row in rows)
+    return sum(row.times * row.cycles for row in rows if tpu_clock.clocked(row))
 
 
 def by_kind(rows: Sequence[Executed], chip: Chip) -> list[Share]:

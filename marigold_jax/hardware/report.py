@@ -1,6 +1,6 @@
 """What a compiled program needs, as lines of text."""
 
-from marigold_jax.hardware import forecast, roofline
+from marigold_jax.hardware import forecast, roofline, tpu_clock
 from marigold_jax.hardware.chips import Chip
 from marigold_jax.hardware.compiled import Compiled
 from marigold_jax.hardware.units import in_seconds, in_words
@@ -39,8 +39,8 @@ def _times(program: Compiled, chip: Chip) -> list[str]:
     if chip.clock:
         cycles = forecast.cycles(rows)
         by_clock = f"{cycles / 1e6:.4g} M cycles at {chip.clock / 1e9:.3g} GHz, {in_seconds(cycles / chip.clock)}"
-        beside = sum(forecast.seconds(row, chip) for row in rows if row.cycles is None)
-        unclocked = f"; not clocked: {in_seconds(beside)} of attention at the chip's peak" if beside else ""
+        beside = sum(forecast.seconds(row, chip) for row in rows if not tpu_clock.clocked(row))
+        unclocked = f"; not clocked: {in_seconds(beside)} at the chip's peak" if beside else ""
         head = f"  clock          {by_clock}{unclocked}; {total}"
     else:
         head = f"  kernels        {sum(row.times for row in rows)}; {total}"

@@ -3,6 +3,13 @@
 from marigold_jax.hardware.chips import Chip
 from marigold_jax.hardware.executed import Executed, executed
 
+NO_ESTIMATE = 2**63 - 1  # cycles that libtpu (0.0.42.1) states where its estimate fails
+
+
+def clocked(row: Executed) -> bool:
+    """Whether the compiler estimates the cycles of an instruction."""
+    return row.cycles is not None and row.cycles < NO_ESTIMATE
+
 
 def instructions(text: str) -> list[Executed]:
     """Returns what a program compiled for a TPU executes, with cycles.
@@ -18,8 +25,10 @@ def seconds(row: Executed, chip: Chip) -> float:
 
     The compiler states no cycles for kernels that are written by hand (Pallas attention): they are assumed to run at
     the peak of the chip, which is less than they will take. Copies that run beside others have no cycles either, and
-    count as none.
+    count as none. Where the compiler's estimate fails, the bytes at the bandwidth of the memory count if they take
+    longer.
     """
-    if row.cycles is not None:
+    if clocked(row):
         return row.times * row.cycles / chip.clock
-    return row.times * row.operations / chip.peak_flops
+    at_peak = row.operations / chip.peak_flops
+    return row.times * (at_peak if row.cycles is None else max(at_peak, row.hbm / chip.bandwidth))

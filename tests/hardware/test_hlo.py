@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from marigold_jax.hardware import gpu_kernels, tpu_clock
+from marigold_jax.hardware import forecast, gpu_kernels, tpu_clock
 from marigold_jax.hardware.chips import CHIPS
 from marigold_jax.hardware.executed import executed
 from marigold_jax.hardware.hlo import parse
@@ -37,6 +37,13 @@ def test_cycles_bytes_and_lines_of_a_tpu_program():
     assert tpu_clock.seconds(rows["slice_fusion"], chip) == pytest.approx(5 * 100 / 1.5e9)
     # What the compiler adds comes from what it works on.
     assert (rows["copy.1"].kind, rows["copy.1"].source) == ("transpose/copy", "models/layers.py:75")
+
+
+def test_an_estimate_that_fails_is_no_number_of_cycles():
+    rows = tpu_clock.instructions(TPU.replace('"estimated_cycles":"30"', f'"estimated_cycles":"{2**63 - 1}"'))
+    copy = next(row for row in rows if row.name == "copy.1")
+    assert not tpu_clock.clocked(copy) and forecast.cycles(rows) == 7000 + 5 * 100
+    assert tpu_clock.seconds(copy, CHIPS["TPU v5 lite"]) == copy.hbm / 819e9
 
 
 @pytest.mark.parametrize(("step", "wanted"), [("1", 5), ("2", 3)])
